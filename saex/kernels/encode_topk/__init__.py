@@ -1,0 +1,71 @@
+"""Encoder and selection in one op whose backward pass never does the dense work."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from saex.kernels.sparse_decode import sparse_decode, sparse_scatter, sparse_sum
+from saex.kernels.topk import top_k
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def encode_topk(
+    x: Float[Array, "b d"],
+    b_pre: Float[Array, " d"],
+    W_enc: Float[Array, "n d"],
+    b_enc: Float[Array, " n"],
+    k: int,
+    matmul_dtype: str = "float32",
+) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+    """The k largest pre-activations of each row, largest first, and their latents (int32).
+
+    p = (x - b_pre) W_enc^T + b_enc; the values are those of p, before any ReLU. The gradient
+    reaches only the chosen latents' rows, exactly as through ``top_k(p, k)``, by scatter-adds.
+
+    Args:
+      x: float32 rows.
+      k: at most n.
+      matmul_dtype: dtype of the matmul's inputs; it accumulates, and selects, in float32.
+
+    Raises:
+      ValueError: ``k`` outside of 1..n.
+    """
+    return top_k(pre_activations(x, b_pre, W_enc, b_enc, matmul_dtype), k)
+
+
+def pre_activations(
+    x: Float[Array, "b d"],
+    b_pre: Float[Array, " d"],
+    W_enc: Float[Array, "n d"],
+    b_enc: Float[Array, " n"],
+    matmul_dtype: str = "float32",
+) -> Float[Array, "b n"]:
+    """(x - b_pre) W_enc^T + b_enc in float32, with matmul inputs of ``matmul_dtype``."""
+    p = jnp.einsum(
+        "bd,nd->bn",
+        (x - b_pre[None]).astype(matmul_dtype),
+        W_enc.astype(matmul_dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return p + b_enc[None]
+
+
+def _forward(x, b_pre, W_enc, b_enc, k, matmul_dtype):
+    values, indices = encode_topk(x, b_pre, W_enc, b_enc, k, matmul_dtype)
+    return (values, indices), (x, b_pre, W_enc, indices)
+
+
+def _backward(k, matmul_dtype, residuals, cotangents):
+    x, b_pre, W_enc, indices = residuals
+    dvalues = cotangents[0]
+    n = W_enc.shape[0]
+    db_enc = sparse_sum(dvalues, indices, n)
+    dW_enc = sparse_scatter(dvalues, indices, x - b_pre[None], n)
+    db_pre = -(db_enc @ W_enc)  # summed over rows first: a matrix-vector product
+    dx = sparse_decode(dvalues, indices, W_enc)  # removed by the compiler where nobody asks
+    return dx, db_pre, dW_enc, db_enc
+
+
+encode_topk.defvjp(_forward, _backward)

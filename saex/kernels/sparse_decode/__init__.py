@@ -1,0 +1,71 @@
+"""Sparse codes times a dictionary, and the two transposes of that product.
+
+decode   y[b] = sum_j values[b, j] * rows[indices[b, j]]                       [b, d]
+dots     dv[b, j] = <g[b], rows[indices[b, j]]>                                [b, k]
+scatter  dW[i] = sum over (b, j) with indices[b, j] = i of values[b, j] * g[b]   [n, d]
+
+Each is the others' gradient; nothing of shape [b, k, d] or [b, n] is ever held on CPU.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from saex.kernels import pick
+from saex.kernels.sparse_decode import cpu, reference
+
+DECODE = {"reference": reference.decode, "cpu": cpu.decode}
+DOTS = {"reference": reference.dots, "cpu": cpu.dots}
+SCATTER = {"reference": reference.scatter, "cpu": cpu.scatter}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def sparse_decode(
+    values: Float[Array, "b k"],
+    indices: Int[Array, "b k"],
+    rows: Float[Array, "n d"],
+    impl: str | None = None,
+) -> Float[Array, "b d"]:
+    """Sum of ``values[b, j] * rows[indices[b, j]]`` over j, accumulated in float32.
+
+    A slot of value 0 adds nothing, whatever its index. Reverse-mode differentiable in values and
+    rows.
+
+    Raises:
+      ValueError: an unknown ``impl``.
+    """
+    return pick(DECODE, impl)(values, indices, rows)
+
+
+def _forward(values, indices, rows, impl):
+    return sparse_decode(values, indices, rows, impl), (values, indices, rows)
+
+
+def _backward(impl, residuals, g):
+    values, indices, rows = residuals
+    dvalues = pick(DOTS, impl)(indices, g, rows).astype(values.dtype)
+    drows = pick(SCATTER, impl)(values, indices, g, rows.shape[0]).astype(rows.dtype)
+    return dvalues, None, drows
+
+
+sparse_decode.defvjp(_forward, _backward)
+
+
+def sparse_scatter(
+    values: Float[Array, "b k"],
+    indices: Int[Array, "b k"],
+    g: Float[Array, "b d"],
+    n: int,
+    impl: str | None = None,
+) -> Float[Array, "n d"]:
+    """The transpose of ``sparse_decode`` in its rows (no gradient of its own is defined)."""
+    return pick(SCATTER, impl)(values, indices, g, n)
+
+
+def sparse_sum(
+    values: Float[Array, "b k"], indices: Int[Array, "b k"], n: int
+) -> Float[Array, " n"]:
+    """Sum of the values at each index: a bias' gradient, or how much each latent fired."""
+    return jnp.zeros((n,), values.dtype).at[indices.reshape(-1)].add(values.reshape(-1))

@@ -1,0 +1,8 @@
+"""Shapes that tests and benchmarks share: (rows, d, n, k)."""
+
+SMALL = {"one": (3, 4, 8, 1), "few": (5, 6, 32, 4), "many": (4, 8, 64, 40)}
+BENCHMARK = {
+    "quickstart": (4096, 256, 2048, 32),
+    "S1": (4096, 512, 8192, 32),
+    "S2": (2048, 768, 24576, 32),
+}

@@ -1,0 +1,14 @@
+"""Shapes that tests and benchmarks share: (rows, n, k)."""
+
+SMALL = {
+    "one": (3, 8, 1),
+    "all": (4, 8, 8),
+    "groups": (5, 256, 4),
+    "ragged": (5, 250, 4),
+    "wide": (2, 1024, 32),
+}
+BENCHMARK = {
+    "quickstart": (4096, 2048, 32),
+    "S1": (4096, 8192, 32),
+    "S2": (2048, 24576, 32),
+}

@@ -1,0 +1,319 @@
+"""A dictionary's per-device code over the mesh: the only file with shard_map and collectives.
+
+A method's ``encode``, ``decode`` and ``loss`` are functions of one device's part: its rows of the
+batch, its slice of the latents. The decorators here map them over the mesh in context. Rows are
+split over one mesh axis and latents over another; the functions below are how parts meet. Without
+a mesh they are the identity, and the same code runs on plain arrays.
+
+Inside, the codes of a device name its own latents, 0..n/shards-1; outside they are global.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Bool, Float, Int
+
+from saex.kernels import varying_axes
+from saex.kernels.encode_topk import encode_topk
+from saex.kernels.sparse_decode import sparse_decode
+from saex.kernels.topk import top_k
+from saex.sae.base import Codes, DenseCodes, Out, SparseCodes
+from saex.sharding import DATA, MODEL, spec
+
+# ---------------------------------------------------------------- one device's part and the others'
+
+
+def rows_sum(x: Any) -> Any:
+    """The sum over the devices that hold other rows."""
+    return _reduce(jax.lax.psum, x, DATA)
+
+
+def latents_sum(x: Any) -> Any:
+    """The sum over the devices that hold other latents."""
+    return _reduce(jax.lax.psum, x, MODEL)
+
+
+def latents_max(x: Any) -> Any:
+    """The maximum over the devices that hold other latents."""
+    return _reduce(jax.lax.pmax, x, MODEL)
+
+
+def latents_gather(x: Float[Array, "b c"]) -> Float[Array, "b m"]:
+    """Every device's columns side by side, in the order of their latents."""
+    return jax.lax.all_gather(x, MODEL, axis=1, tiled=True) if _size(MODEL) > 1 else x
+
+
+def rows_mean(x: Float[Array, " b"]) -> Float[Array, ""]:
+    """The mean over all rows of the global batch."""
+    return rows_sum(jnp.sum(x)) / (x.shape[0] * _size(DATA))
+
+
+def rows_count(x: Any) -> int:
+    """How many rows the global batch has, from this device's part of it."""
+    return x.shape[0] * _size(DATA)
+
+
+def latents_offset(n_local: int) -> Any:
+    """The global number of this device's latent 0."""
+    return jax.lax.axis_index(MODEL) * n_local if _bound(MODEL) else 0
+
+
+def select_topk(
+    x: Float[Array, "b d"],
+    b_pre: Float[Array, " d"],
+    W_enc: Float[Array, "n d"],
+    b_enc: Float[Array, " n"],
+    k: int,
+    active_k: Any,
+    matmul_dtype: str = "float32",
+) -> tuple[Float[Array, "b c"], Int[Array, "b c"]]:
+    """This device's part of each row's top k among all devices' latents.
+
+    Args:
+      x: rows in scaled units; b_pre is taken from them.
+      b_pre, W_enc, b_enc: this device's encoder.
+      k: bound on active_k, static. active_k: how many survive; a traced scalar or an int.
+      matmul_dtype: dtype of the matmul's inputs.
+
+    Returns:
+      (values, indices): pre-activations of the survivors, 0 elsewhere. Exact, gradients too.
+    """
+    k_local = min(k, W_enc.shape[0])
+    values, indices = encode_topk(*_own((x, b_pre, W_enc, b_enc)), k_local, matmul_dtype)
+    return keep_largest(values, k, active_k), indices
+
+
+def keep_largest(values: Float[Array, "b c"], k: int, active_k: Any) -> Float[Array, "b c"]:
+    """Zero those of this device's candidates that are not among the row's ``active_k`` largest.
+
+    Args:
+      values: this device's candidates, largest first; a row's global top k is among all devices'.
+      k: bound on active_k, static.
+      active_k: how many survive, a traced scalar or an int.
+
+    Exact, ties at the cut going to the lowest latent; only values travel between devices.
+    """
+    c = values.shape[1]
+    if _size(MODEL) == 1:
+        return jnp.where((jnp.arange(c) < active_k)[None], values, 0)
+    everyone = jax.lax.all_gather(jax.lax.stop_gradient(values), MODEL, axis=1, tiled=True)
+    _, slots = top_k(everyone, min(k, everyone.shape[1]))
+    won = jnp.where((jnp.arange(slots.shape[1]) < active_k)[None], slots, everyone.shape[1])
+    rows = jnp.arange(values.shape[0])[:, None]
+    table = jnp.zeros((values.shape[0], everyone.shape[1] + 1), bool).at[rows, won].set(True)
+    mask = jax.lax.dynamic_slice_in_dim(table, jax.lax.axis_index(MODEL) * c, c, axis=1)
+    return jnp.where(mask, values, 0)
+
+
+def decode_part(codes: Codes, W_dec: Float[Array, "n d"], matmul_dtype: str = "float32") -> Any:
+    """The reconstruction (without bias) of all devices' codes, float32 [b, d]."""
+    if isinstance(codes, SparseCodes):
+        y = sparse_decode(*_own((codes.values, codes.indices, W_dec)))
+    else:
+        y = jnp.einsum(
+            "bn,nd->bd",
+            codes.values.astype(matmul_dtype),
+            W_dec.astype(matmul_dtype),
+            preferred_element_type=jnp.float32,
+        )
+    return latents_sum(y)
+
+
+def fired(codes: Codes, n_local: int) -> Bool[Array, " n"]:
+    """Which of this device's latents are not 0 in any row of the global batch."""
+    on = jax.lax.stop_gradient(codes.values) != 0
+    if isinstance(codes, SparseCodes):
+        indices = codes.indices.reshape(-1)
+        counts = jnp.zeros((n_local,), jnp.int32).at[indices].add(on.reshape(-1).astype(jnp.int32))
+    else:
+        counts = jnp.sum(on, axis=0, dtype=jnp.int32)
+    return rows_sum(counts) > 0
+
+
+def l0(codes: Codes) -> Float[Array, ""]:
+    """Mean number of active latents a row, over the global batch."""
+    active = jnp.sum(jax.lax.stop_gradient(codes.values) != 0, axis=1)
+    return rows_mean(latents_sum(active.astype(jnp.float32)))
+
+
+# ------------------------------------------------------------------------------ methods to the mesh
+
+
+def encode(method: Callable) -> Callable:
+    """Map ``encode(self, params, x) -> codes`` over the mesh; codes come out whole and global."""
+
+    def part(self, params, x):
+        return _globalise(method(self, params, x), self.n)
+
+    @functools.wraps(method)
+    def public(self, params, x):
+        params, x = jax.tree.map(jnp.asarray, (params, x))
+        args = (params, x)
+        out = jax.tree.unflatten(_structure(self.codes), [a for a in self.codes.AXES])
+        return _over_mesh(functools.partial(part, self), args, (_axes(self, params), ("b",)), out)
+
+    return _unless_inside(method, public)
+
+
+def decode(method: Callable) -> Callable:
+    """Map ``decode(self, params, codes, context=None) -> rows`` over the mesh."""
+
+    def part(self, params, codes, context):
+        return method(self, params, _localise(codes, self.n), context)
+
+    @functools.wraps(method)
+    def public(self, params, codes, context=None):
+        params, codes, context = jax.tree.map(jnp.asarray, (params, codes, context))
+        codes_axes = jax.tree.unflatten(_structure(type(codes)), list(codes.AXES))
+        axes = (_axes(self, params), codes_axes, ("b",))
+        return _over_mesh(
+            functools.partial(part, self), (params, codes, context), axes, ("b", None)
+        )
+
+    return _unless_inside(method, public)
+
+
+def loss(method: Callable) -> Callable:
+    """Map ``loss(self, params, stats, batch, key, step, hyper) -> (scalar, Out)`` over the mesh."""
+
+    @functools.wraps(method)
+    def public(self, params, stats, batch, key, step, hyper):
+        stats_axes = {k: s.axes for k, s in self.specs()["stats"].items()}
+        out = ((), Out(metrics=(), stats=stats_axes, reconstruction=("b", None)))
+        axes = (_axes(self, params), stats_axes, ("b",), (), (), ())
+        args = (params, stats, batch, key, step, hyper)
+        return _over_mesh(functools.partial(method, self), args, axes, out)
+
+    return _unless_inside(method, public)
+
+
+def _unless_inside(method: Callable, public: Callable) -> Callable:
+    """Where a mapped function calls another (a loss its encode), the inner one is plain."""
+
+    @functools.wraps(method)
+    def call(self, *args, **kwargs):
+        inside = jax.sharding.get_abstract_mesh().manual_axes
+        return (method if inside else public)(self, *args, **kwargs)
+
+    call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    return call
+
+
+def _over_mesh(fn: Callable, args: tuple, in_axes: tuple, out_axes: Any) -> Any:
+    mesh, rules = _find_mesh(args)
+    if mesh is None:
+        return fn(*args)
+    to_spec = functools.partial(spec, rules=rules)
+    in_specs = jax.tree.map(to_spec, in_axes, is_leaf=_is_axes)
+    out_specs = jax.tree.map(to_spec, out_axes, is_leaf=_is_axes)
+
+    def body(*args):
+        return fn(*args)
+
+    with jax.set_mesh(mesh) if isinstance(mesh, jax.sharding.Mesh) else _nothing():
+        args = tuple(_reshard(a, s) for a, s in zip(args, in_specs))
+        return jax.shard_map(body, in_specs=in_specs, out_specs=out_specs)(*args)
+
+
+def _find_mesh(args: tuple) -> tuple[Any, dict[str, str] | None]:
+    """The mesh to run on, and where rows and latents lie on it; (None, None): a single device.
+
+    The mesh in context, else the one that the arguments lie on. On a mesh of other axes than
+    saex's own, rows stay split as they come and latents are not split.
+    """
+    context = jax.sharding.get_abstract_mesh()
+    mesh: Any = None if context.empty else context
+    if mesh is None:
+        for leaf in jax.tree.leaves(args):
+            sharding = getattr(leaf, "sharding", None)
+            if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, jax.sharding.Mesh):
+                mesh = sharding.mesh
+                break
+    if mesh is None:
+        return None, None
+    if {DATA, MODEL} <= set(mesh.axis_names):
+        return mesh, None
+    rows = getattr(jax.typeof(jax.tree.leaves(args[1])[0]).sharding, "spec", (None,))
+    return mesh, {"b": rows[0]} if len(rows) and rows[0] is not None else {}
+
+
+def _globalise(codes: Codes, n: int) -> Codes:
+    if isinstance(codes, DenseCodes) or not _bound(MODEL):
+        return codes
+    values, indices = codes.values, codes.indices
+    indices = jnp.where(values != 0, indices + latents_offset(n // _size(MODEL)), 0)
+    k = values.shape[1]
+    values = jax.lax.all_gather(values, MODEL, axis=1, tiled=True, to="invarying")
+    indices = jax.lax.all_gather(indices, MODEL, axis=1, tiled=True, to="invarying")
+    _, slots = top_k(jnp.abs(jax.lax.stop_gradient(values)), k)
+    return SparseCodes(
+        jnp.take_along_axis(values, slots, axis=1), jnp.take_along_axis(indices, slots, axis=1)
+    )
+
+
+def _localise(codes: Codes, n: int) -> Codes:
+    if isinstance(codes, DenseCodes) or not _bound(MODEL):
+        return codes
+    n_local = n // _size(MODEL)
+    indices = codes.indices - latents_offset(n_local)
+    mine = (indices >= 0) & (indices < n_local)
+    return SparseCodes(jnp.where(mine, codes.values, 0), jnp.where(mine, indices, 0))
+
+
+def _axes(sae: Any, params: Any) -> dict[str, tuple]:
+    specs = sae.specs()["params"]
+    return {name: specs[name].axes for name in params}
+
+
+def _structure(codes: type) -> Any:
+    return jax.tree.structure(codes(*codes.AXES), is_leaf=_is_axes)
+
+
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)
+
+
+def _bound(axis: str) -> bool:
+    return axis in jax.sharding.get_abstract_mesh().manual_axes
+
+
+def _size(axis: str) -> int:
+    return jax.lax.axis_size(axis) if _bound(axis) else 1
+
+
+def _reduce(collective: Callable, x: Any, axis: str) -> Any:
+    return collective(x, axis) if _bound(axis) else x
+
+
+def _own(tree: Any) -> Any:
+    """Mark arrays as this device's own copies.
+
+    An op with a hand-written gradient returns the gradient of its own part; the sum over devices
+    that share an array comes from the transpose of this mark.
+    """
+    return jax.tree.map(_vary, tree)
+
+
+def _vary(x: Any) -> Any:
+    have = varying_axes(x)
+    axes = tuple(a for a in jax.sharding.get_abstract_mesh().manual_axes if a not in have)
+    return jax.lax.pcast(x, axes, to="varying") if axes else x
+
+
+def _reshard(tree: Any, specs: Any) -> Any:
+    if isinstance(specs, jax.P):
+        return jax.tree.map(lambda a: jax.reshard(a, specs), tree)
+    return jax.tree.map(lambda a, s: jax.reshard(a, s), tree, specs)
+
+
+class _nothing:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *args: Any) -> None:
+        return None

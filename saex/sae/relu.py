@@ -1,0 +1,122 @@
+"""ReLU SAE with an L1 penalty on latents times decoder norms (Anthropic, April 2024)."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from saex.kernels.encode_topk import pre_activations
+from saex.sae import affine, losses, ops
+from saex.sae.base import ArraySpec, DenseCodes, Out
+from saex.typing import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class ReLU:
+    """f = relu(x W_enc^T + b_enc); x_hat = f W_dec + b_dec (b_dec is not taken from the input).
+
+    Loss: mean over rows of sum_d (x - x_hat)^2 + l1 * sum_i f_i ||W_dec,i||; l1 grows linearly from
+    0 over ``l1_warmup_steps``. Decoder norms are free, nothing resamples dead latents.
+
+    Fields:
+      d_in: activation width. n: latents.
+      l1: coefficient; its scale is that of inputs with unit mean square norm (``normalize``).
+      l1_warmup_steps: steps until the full coefficient (the source: 5% of the run).
+      decoder_norm: norm of decoder rows at initialisation; W_enc starts as their copy.
+      dead_after_tokens: rows without firing after which a latent counts as dead (a metric).
+      normalize, matmul_dtype: as in ``TopK``.
+    """
+
+    d_in: int
+    n: int
+    l1: float = 0.02
+    l1_warmup_steps: int = 1000
+    decoder_norm: float = 0.1
+    dead_after_tokens: int = 10_000_000
+    normalize: affine.Normalize = "unit_mean_square"
+    matmul_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    codes: ClassVar[type] = DenseCodes
+    columns: ClassVar[tuple[str, ...]] = ("x",)
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n={self.n} latents: at least 1 is needed")
+        if self.l1 < 0 or self.l1_warmup_steps < 0:
+            raise ValueError(
+                f"l1={self.l1}, l1_warmup_steps={self.l1_warmup_steps}: neither can be negative"
+            )
+
+    def specs(self) -> dict[str, dict[str, ArraySpec]]:
+        """See ``affine.specs``; stats: rows since each latent fired."""
+        stats = {
+            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
+        }
+        return {"params": affine.specs(self.d_in, self.d_in, self.n), "stats": stats}
+
+    def hyper(self) -> dict[str, float]:
+        """The L1 coefficient."""
+        return {"l1": self.l1}
+
+    def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
+        """Random decoder directions of norm ``decoder_norm``, the encoder their copy, biases 0."""
+        scale = affine.scale_of(sample["x"], self.normalize)
+        W = self.decoder_norm * affine.unit_rows(jax.random.normal(key, (self.n, self.d_in)))
+        params = {
+            "W_enc": W,
+            "W_dec": W + 0,
+            "b_enc": jnp.zeros((self.n,)),
+            "b_dec": jnp.zeros((self.d_in,)),
+            "scale": scale,
+        }
+        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32)}
+
+    @ops.encode
+    def encode(self, params: Params, x: Any) -> DenseCodes:
+        """Dense codes [b, n] of raw rows [b, d]."""
+        return self._encode(params, affine.scaled(params, x))
+
+    @ops.decode
+    def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
+        """Raw rows [b, d], float32."""
+        return affine.decode(params, codes, self.matmul_dtype) / params["scale"]
+
+    @ops.loss
+    def loss(
+        self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
+    ) -> tuple[Any, Out]:
+        """Sum of squares plus warmed-up, norm-weighted L1 of one global batch of raw rows."""
+        x = affine.scaled(params, batch["x"])
+        codes = self._encode(params, x)
+        y = affine.decode(params, codes, self.matmul_dtype)
+        squares = losses.mse(x - y) * self.d_in
+        l1 = losses.l1(codes.values, params["W_dec"])
+        ramp = jnp.minimum(1.0, (step + 1) / max(self.l1_warmup_steps, 1))
+
+        fired = ops.fired(codes, stats["since_fired"].shape[0])
+        counted = jnp.minimum(stats["since_fired"], 2**30) + ops.rows_count(x)
+        since = jnp.where(fired, 0, counted).astype(jnp.int32)
+        dead = since > self.dead_after_tokens
+        metrics = {
+            "mse": squares,
+            "l1": l1,
+            "fvu": losses.fvu(x, x - y),
+            "l0": ops.l0(codes),
+            "dead": ops.latents_sum(jnp.sum(dead)).astype(jnp.float32) / self.n,
+        }
+        total = squares + hyper["l1"] * ramp * l1
+        return total, Out(metrics, {**stats, "since_fired": since}, y)
+
+    def project_gradients(self, params: Params, grads: Params) -> Params:
+        """Unchanged: norms are free."""
+        return grads
+
+    def after_step(self, state: Any, out: Out) -> Any:
+        """Nothing."""
+        return state
+
+    def _encode(self, params: Params, x: Any) -> DenseCodes:
+        no_bias = jnp.zeros((self.d_in,))
+        p = pre_activations(x, no_bias, params["W_enc"], params["b_enc"], self.matmul_dtype)
+        return DenseCodes(jax.nn.relu(p))

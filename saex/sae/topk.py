@@ -1,0 +1,150 @@
+"""TopK SAE with AuxK (Gao et al. 2024, arXiv 2406.04093)."""
+
+import dataclasses
+import math
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from saex.sae import affine, losses, ops
+from saex.sae.base import ArraySpec, Out, SparseCodes
+from saex.typing import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK:
+    """f = relu(top_k((x - b_dec) W_enc^T + b_enc)); x_hat = f W_dec + b_dec.
+
+    Loss: s * MSE + aux_coefficient * AuxK, with s = 1 / variance of the sample per dimension, set
+    once at initialisation, so that predicting the mean scores 1. Decoder rows have unit norm; the
+    gradient along them is removed before the optimiser sees it. Tied at initialisation.
+
+    Fields:
+      d_in: activation width. n: latents. k: active latents a row (a sweep's upper bound).
+      aux_coefficient: weight of AuxK (the paper's alpha). k_aux: dead latents that may serve a
+        row; None: the power of two nearest to d_in / 2.
+      dead_after_tokens: rows without firing after which a latent counts as dead.
+      normalize: scale of the inputs. b_dec_init: where b_dec starts.
+      matmul_dtype: inputs of matmuls; everything accumulates in float32.
+    """
+
+    d_in: int
+    n: int
+    k: int = 32
+    aux_coefficient: float = 1 / 32
+    k_aux: int | None = None
+    dead_after_tokens: int = 10_000_000
+    normalize: affine.Normalize = "unit_mean_square"
+    b_dec_init: affine.BiasInit = "geometric_median"
+    matmul_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    codes: ClassVar[type] = SparseCodes
+    columns: ClassVar[tuple[str, ...]] = ("x",)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= self.n:
+            raise ValueError(f"k={self.k} active of n={self.n} latents: k must be in 1..n")
+        if self.k_aux is not None and self.k_aux < 1:
+            raise ValueError(f"k_aux={self.k_aux}: at least 1; aux_coefficient=0 switches AuxK off")
+        if self.dead_after_tokens < 1:
+            raise ValueError(f"dead_after_tokens={self.dead_after_tokens}: at least 1 is needed")
+
+    @property
+    def aux_latents(self) -> int:
+        """k_aux, or the power of two nearest to d_in / 2, at most n."""
+        wanted = self.k_aux or 2 ** round(math.log2(max(self.d_in / 2, 1)))
+        return min(wanted, self.n)
+
+    def specs(self) -> dict[str, dict[str, ArraySpec]]:
+        """See ``affine.specs``; stats: rows since each latent fired, and the loss scale s."""
+        stats = {
+            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
+            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
+        }
+        return {"params": affine.specs(self.d_in, self.d_in, self.n), "stats": stats}
+
+    def hyper(self) -> dict[str, float]:
+        """k and the weight of AuxK."""
+        return {"k": self.k, "aux_coefficient": self.aux_coefficient}
+
+    def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
+        """Tied rows, b_dec at the sample's centre, encoder scaled so that ||x_hat|| is ||x||."""
+        weights_key, probe_key = jax.random.split(key)
+        scale = affine.scale_of(sample["x"], self.normalize)
+        x = sample["x"].astype(jnp.float32) * scale
+        W_enc = affine.tied_init(weights_key, self.d_in, self.n)
+        params = {
+            "W_enc": W_enc,
+            "W_dec": affine.unit_rows(W_enc),
+            "b_enc": jnp.zeros((self.n,)),
+            "b_dec": affine.centre(x, self.b_dec_init),
+            "scale": scale,
+        }
+        probes = affine.unit_rows(jax.random.normal(probe_key, (256, self.d_in)))
+        p = probes @ params["W_enc"].T
+        values, indices = jax.lax.top_k(p, self.k)
+        y = jnp.einsum("bk,bkd->bd", jax.nn.relu(values), params["W_dec"][indices])
+        params["W_enc"] = W_enc / jnp.mean(jnp.linalg.norm(y, axis=1))
+        var = jnp.mean(jnp.square(x - jnp.mean(x, axis=0, keepdims=True)))
+        stats = {
+            "since_fired": jnp.zeros((self.n,), jnp.int32),
+            "mse_scale": 1 / jnp.maximum(var, 1e-30),
+        }
+        return params, stats
+
+    @ops.encode
+    def encode(self, params: Params, x: Any) -> SparseCodes:
+        """Sparse codes [b, k] of raw rows [b, d]."""
+        return self._encode(params, affine.scaled(params, x), self.k)
+
+    @ops.decode
+    def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
+        """Raw rows [b, d], float32."""
+        return affine.decode(params, codes) / params["scale"]
+
+    @ops.loss
+    def loss(
+        self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
+    ) -> tuple[Any, Out]:
+        """s * MSE + aux_coefficient * AuxK of one global batch of raw rows ``batch["x"]``."""
+        x = affine.scaled(params, batch["x"])
+        codes = self._encode(params, x, hyper["k"])
+        y = affine.decode(params, codes)
+        main = stats["mse_scale"] * losses.mse(x - y)
+
+        fired = ops.fired(codes, stats["since_fired"].shape[0])
+        # saturates: an int32 would turn negative after 2^31 rows
+        counted = jnp.minimum(stats["since_fired"], 2**30) + ops.rows_count(x)
+        since = jnp.where(fired, 0, counted)
+        dead = since > self.dead_after_tokens
+        aux, served = jnp.zeros(()), jnp.zeros(())
+        if self.aux_coefficient:
+            aux, served = losses.aux_k(
+                params, x, x - y, dead, self.aux_latents, self.matmul_dtype
+            )
+        metrics = {
+            "mse": main,
+            "aux_k": aux,
+            "aux_served": served,
+            "fvu": losses.fvu(x, x - y),
+            "l0": ops.l0(codes),
+            "dead": ops.latents_sum(jnp.sum(dead)).astype(jnp.float32) / self.n,
+        }
+        stats = {**stats, "since_fired": since.astype(jnp.int32)}
+        return main + hyper["aux_coefficient"] * aux, Out(metrics, stats, y)
+
+    def project_gradients(self, params: Params, grads: Params) -> Params:
+        """Without the part along each decoder row."""
+        return {**grads, "W_dec": affine.tangent(params["W_dec"], grads["W_dec"])}
+
+    def after_step(self, state: Any, out: Out) -> Any:
+        """Decoder rows back to unit norm."""
+        params = {**state.params, "W_dec": affine.unit_rows(state.params["W_dec"])}
+        return state.replace(params=params)
+
+    def _encode(self, params: Params, x: Any, k: Any) -> SparseCodes:
+        values, indices = ops.select_topk(
+            x, params["b_dec"], params["W_enc"], params["b_enc"], self.k, k, self.matmul_dtype
+        )
+        return affine.used_slots(jax.nn.relu(values), indices)

@@ -1,0 +1,1 @@
+"""State, optimiser and step: what one update of a dictionary is."""
