@@ -1,0 +1,127 @@
+"""Rows on their way into a store: checked, rounded to the stored dtype, held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from saex.data.manifest import Column, StoreError
+
+# Elements looked at together: small enough for the cache.
+_BLOCK = 2**17
+
+
+class RowBuffer:
+    """Row-aligned columns in memory that is kept from one segment to the next.
+
+    Fresh memory costs more than the copy into it (first touch), so `clear` keeps the arrays.
+    """
+
+    def __init__(self, columns: dict[str, Column], max_bytes: int):
+        self.rows = 0
+        self._columns = columns
+        self._max_rows = max_bytes // max(1, sum(c.row_bytes for c in columns.values()))
+        self._arrays = {n: np.empty((0, *c.shape), c.numpy_dtype) for n, c in columns.items()}
+
+    def view(self) -> dict[str, np.ndarray]:
+        """The rows, [rows, *shape] by column; valid until the next call of another method."""
+        return {name: array[: self.rows] for name, array in self._arrays.items()}
+
+    def clear(self) -> None:
+        """Forgets the rows and keeps the memory."""
+        self.rows = 0
+
+    def append(self, rows: Mapping[str, Any], first_row: int) -> None:
+        """Copies rows in. `first_row` is the first one's number in the store, for messages.
+
+        Raises:
+          StoreError: as `StoreWriter.append`; then nothing was taken.
+        """
+        checked = check_rows(rows, self._columns, first_row)
+        more = len(next(iter(checked.values())))
+        if self.rows + more > self._max_rows:
+            raise StoreError(
+                f"{self.rows + more} rows are not committed; memory was allowed for "
+                f"{self._max_rows}: commit more often, or raise max_buffer_bytes"
+            )
+        self._reserve(self.rows + more)
+        for name, values in checked.items():
+            self._arrays[name][self.rows : self.rows + more] = values
+        self.rows += more
+
+    def _reserve(self, rows: int) -> None:
+        for name, array in self._arrays.items():
+            if len(array) < rows:
+                size = min(max(rows, 2 * len(array)), self._max_rows)
+                grown = np.empty((size, *array.shape[1:]), array.dtype)
+                grown[: self.rows] = array[: self.rows]
+                self._arrays[name] = grown
+
+
+def check_rows(
+    rows: Mapping[str, Any], columns: Mapping[str, Column], first_row: int
+) -> dict[str, np.ndarray]:
+    """Rows in the dtypes of the columns, [rows, *shape] each.
+
+    Raises:
+      StoreError: names, shapes, kinds or lengths that do not fit, NaN or infinity.
+    """
+    if set(rows) != set(columns):
+        raise StoreError(
+            f"rows have the columns {sorted(rows)}; the store has {sorted(columns)}: "
+            "append all columns together, so that they stay row-aligned"
+        )
+    checked = {n: _cast(n, np.asarray(rows[n]), c) for n, c in columns.items()}
+    lengths = {n: len(v) for n, v in checked.items()}
+    if len(set(lengths.values())) > 1:
+        raise StoreError(f"columns of unequal length: {lengths}; give each row in all of them")
+    for name, values in checked.items():
+        _refuse_non_finite(name, values, columns[name], first_row)
+    return checked
+
+
+def all_finite(values: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite; in blocks that stay in the cache."""
+    flat = values.reshape(-1)
+    blocks = (flat[i : i + _BLOCK] for i in range(0, flat.size, _BLOCK))
+    if values.dtype.kind == "f":
+        return all(np.isfinite(block).all() for block in blocks)
+    # bfloat16 by its bits, which is much faster: the exponent is all ones.
+    return all((block.view(np.uint16) & 0x7FFF).max() < 0x7F80 for block in blocks)
+
+
+def _cast(name: str, values: np.ndarray, column: Column) -> np.ndarray:
+    if values.ndim < 1 or values.shape[1:] != column.shape:
+        raise StoreError(
+            f"column {name!r} was given an array of shape {values.shape}; "
+            f"expected [rows, {', '.join(map(str, column.shape))}]"
+        )
+    # Kind "V" is ml_dtypes (bfloat16 and its like), "f" and "iub" are numpy's own.
+    if (values.dtype.kind in "fV") != column.is_float or values.dtype.kind not in "fViub":
+        raise StoreError(f"column {name!r} is {column.dtype}, its values are {values.dtype}")
+    if not column.is_float:
+        _refuse_overflow(name, values, column)
+    with np.errstate(over="ignore"):  # what overflows is refused as infinite right after
+        return np.ascontiguousarray(values.astype(column.numpy_dtype, copy=False))
+
+
+def _refuse_overflow(name: str, values: np.ndarray, column: Column) -> None:
+    info = np.iinfo(column.numpy_dtype)
+    if values.size and not (info.min <= int(values.min()) and int(values.max()) <= info.max):
+        raise StoreError(
+            f"column {name!r} is {column.dtype}; values go from {values.min()} to {values.max()}"
+        )
+
+
+def _refuse_non_finite(name: str, values: np.ndarray, column: Column, first_row: int) -> None:
+    if not column.is_float or all_finite(values):
+        return
+    bad = ~np.isfinite(values.astype(np.float32)).reshape(len(values), -1)
+    hurt = np.flatnonzero(bad.any(axis=1))
+    raise StoreError(
+        f"column {name!r} has {int(bad.sum())} values that are NaN or infinite, in {len(hurt)} "
+        f"of {len(values)} rows; the first is row {first_row + int(hurt[0])} of the store, "
+        f"element {int(bad[hurt[0]].argmax())}. Nothing of it was taken: mend what makes these rows"
+    )

@@ -1,0 +1,297 @@
+"""The store, read: a folder of row-aligned columns that its manifest vouches for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saex.data import store_shards as shards
+from saex.data.manifest import MANIFEST, Column, Manifest, StoreError
+from saex.data.manifest_json import from_json
+from saex.data.statistics import ColumnStats
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One file that is not what was written.
+
+    Attributes:
+      file: its path.
+      segment: the folder of the segment it is in.
+      reason: what is wrong.
+      rows: the rows of the store that are hurt, as [start, stop) ranges.
+    """
+
+    file: Path
+    segment: Path
+    reason: str
+    rows: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        rows = ", ".join(f"{a} to {b - 1}" for a, b in self.rows)
+        return f"{self.file}: {self.reason}; hurt: {f'rows {rows}' if rows else 'no rows'}"
+
+
+class Store:
+    """An open store. Open it with `Store.open(path)`; it holds no lock and never writes.
+
+    What it reads is the manifest of the moment of opening: rows committed later are not seen.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest):
+        self.path = path
+        self.manifest = manifest
+        self._starts = np.cumsum([0, *(s.rows for s in manifest.segments)], dtype=np.int64)
+        self._arrays: dict[tuple[int, str], Any] = {}
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> Store:
+        """Opens a store and checks it: manifest, presence and size of files, shard indices.
+
+        Payload checksums are checked as chunks are read, and all of them by `verify`.
+
+        Raises:
+          StoreError: no store there, a manifest that is torn, altered or of a newer version, or
+            a file that is missing, cut short or has a broken index. Names the file and the mend.
+        """
+        store = cls(Path(path), load_manifest(Path(path)))
+        damages = [d for i in range(len(store.manifest.segments)) for d in store._glance(i)]
+        if damages:
+            raise StoreError(_report(damages))
+        return store
+
+    @property
+    def rows(self) -> int:
+        """Number of rows in every column."""
+        return int(self._starts[-1])
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """Name -> shape and dtype of a row."""
+        return self.manifest.columns
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the producer wrote about itself (a harvest: its whole configuration)."""
+        return self.manifest.meta
+
+    @property
+    def complete(self) -> bool:
+        """Whether the producer said that it was done."""
+        return self.manifest.complete
+
+    @property
+    def stats(self) -> dict[str, ColumnStats]:
+        """Name -> statistics over all rows, position 0 and all."""
+        return self.manifest.stats
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of columns, meta and all checksums: the identity of the content."""
+        return self.manifest.digest
+
+    def column(self, name: str, width: int | None = None) -> Column:
+        """The column `name`.
+
+        Raises:
+          StoreError: no such column, or (with `width`) its rows are not vectors of that width.
+        """
+        if name not in self.columns:
+            raise StoreError(f"{self.path} has no column {name!r}; it has {self._described()}")
+        column = self.columns[name]
+        if width is not None and column.shape != (width,):
+            raise StoreError(
+                f"column {name!r} of {self.path} has rows of shape {column.shape}; expected width "
+                f"{width}. Set the width to the store's, or choose from {self._described()}"
+            )
+        return column
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows [start, stop) of a column, as [stop - start, *shape] in the stored dtype.
+
+        Raises:
+          StoreError: no such column, rows outside the store, or a torn or altered file.
+        """
+        stop = self.rows if stop is None else stop
+        column = self.column(name)
+        if not 0 <= start <= stop <= self.rows:
+            raise StoreError(f"rows {start} to {stop} asked of {self.path}: it has {self.rows}")
+        out = np.empty((stop - start, *column.shape), column.numpy_dtype)
+        self.read_ranges(name, [(start, stop)], out)
+        return out
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]], out: np.ndarray) -> int:
+        """Reads [start, stop) ranges one behind the other into `out`; returns the rows read.
+
+        All ranges are read at once, straight into `out` [>= rows, *shape] of the stored dtype.
+
+        Raises:
+          StoreError: a torn or altered file, named with its rows and the mend.
+        """
+        pending, at = [], 0
+        for start, stop in ranges:
+            for segment, lo, hi in self._split(start, stop):
+                array, rows = self._array(segment, name), out[at : at + hi - lo]
+                pending.append((segment, lo, hi, shards.start_read(array, lo, hi, rows)))
+                at += hi - lo
+        for segment, lo, hi, read in pending:
+            self._finish(segment, name, lo, hi, read)
+        return at
+
+    def chunks(self) -> np.ndarray:
+        """[chunks, 2] int64: row range [start, stop) of every chunk, the unit that is read fast."""
+        size = self.manifest.chunk_rows
+        parts = []
+        for start, stop in zip(self._starts[:-1], self._starts[1:]):
+            begin = np.arange(start, stop, size)
+            parts.append(np.stack([begin, np.minimum(begin + size, stop)], axis=1))
+        return np.concatenate(parts) if parts else np.zeros((0, 2), np.int64)
+
+    def damages(self) -> list[Damage]:
+        """Reads every byte and compares it with the manifest; every damage, by file and rows."""
+        return [d for i in range(len(self.manifest.segments)) for d in self._inspect(i)]
+
+    def verify(self) -> None:
+        """Reads every byte and compares it with the manifest.
+
+        Raises:
+          StoreError: lists every damaged file with the rows that are hurt, and the mend.
+        """
+        damages = self.damages()
+        if damages:
+            raise StoreError(_report(damages))
+
+    def _described(self) -> str:
+        return ", ".join(f"{n} {list(c.shape)} {c.dtype}" for n, c in self.columns.items())
+
+    def _folder(self, segment: int) -> Path:
+        return self.path / self.manifest.segments[segment].path
+
+    def _rows_of(self, segment: int) -> tuple[tuple[int, int], ...]:
+        return ((int(self._starts[segment]), int(self._starts[segment + 1])),)
+
+    def _split(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Range of the store -> ranges inside segments: (segment, start, stop)."""
+        parts = []
+        segment = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            base, end = int(self._starts[segment]), int(self._starts[segment + 1])
+            parts.append((segment, start - base, min(stop, end) - base))
+            start, segment = min(stop, end), segment + 1
+        return parts
+
+    def _array(self, segment: int, name: str) -> Any:
+        key = (segment, name)
+        if key not in self._arrays:
+            rows, chunk = self.manifest.segments[segment].rows, self.manifest.chunk_rows
+            folder = self._folder(segment) / name
+            self._arrays[key] = shards.open_array(folder, self.columns[name], rows, chunk)
+        return self._arrays[key]
+
+    def _finish(self, segment: int, name: str, lo: int, hi: int, read: Any) -> None:
+        try:
+            read.result()
+        except ValueError as err:
+            file = self._folder(segment) / name / self.columns[name].shard
+            base = int(self._starts[segment])
+            damage = Damage(
+                file, self._folder(segment), shards.brief(err), ((base + lo, base + hi),)
+            )
+            raise StoreError(_report([damage])) from err
+
+    def _glance(self, segment: int) -> list[Damage]:
+        """Checks of opening: presence, sizes, small files, shard indices."""
+        return self._check(segment, deep=False)
+
+    def _inspect(self, segment: int) -> list[Damage]:
+        """Checks of `verify`: every byte."""
+        return self._check(segment, deep=True)
+
+    def _check(self, segment: int, deep: bool) -> list[Damage]:
+        folder, files = self._folder(segment), self.manifest.segments[segment].files
+        shard_of = {f"{n}/{c.shard}": n for n, c in self.columns.items()}
+        found = []
+        for file, expected in files.items():
+            reason = _file_error(folder / file, expected, deep or file not in shard_of)
+            if reason is None and file in shard_of:
+                reason = self._index_error(segment, shard_of[file])
+            if reason is not None:
+                rows = self._hurt_rows(segment, shard_of.get(file), deep)
+                found.append(Damage(folder / file, folder, reason, rows))
+        return found
+
+    def _index_error(self, segment: int, name: str) -> str | None:
+        column, rows = self.columns[name], self.manifest.segments[segment].rows
+        file = self._folder(segment) / name / column.shard
+        return shards.index_error(file, column, rows, self.manifest.chunk_rows)
+
+    def _hurt_rows(self, segment: int, name: str | None, deep: bool) -> tuple:
+        """Rows whose chunks cannot be read; all of the segment's where that was not tried."""
+        if name is None or not deep:
+            return self._rows_of(segment)
+        base, end = self._rows_of(segment)[0]
+        step = self.manifest.chunk_rows
+        ranges = [(a, min(a + step, end)) for a in range(base, end, step)]
+        return tuple(r for r in ranges if not self._readable(name, r))
+
+    def _readable(self, name: str, rows: tuple[int, int]) -> bool:
+        try:
+            self.read(name, *rows)
+        except StoreError:
+            return False
+        return True
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Reads and checks `manifest.json` of the store at `path`.
+
+    Raises:
+      StoreError: there is none, or it is torn, altered or of a newer version.
+    """
+    file = path / MANIFEST
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as err:
+        what = "is not a store: it has no manifest.json" if path.is_dir() else "does not exist"
+        raise StoreError(
+            f"{path} {what}. Give the folder of a store, or harvest one there."
+        ) from err
+    except (OSError, UnicodeDecodeError) as err:
+        raise StoreError(f"{file} cannot be read: {err}") from err
+    return from_json(text, str(file))
+
+
+def _file_error(path: Path, expected: Any, deep: bool) -> str | None:
+    """What is wrong with a file by size and, if `deep`, by checksum; None if nothing is."""
+    try:
+        size = path.stat().st_size
+        if size != expected.bytes:
+            return f"has {size} bytes; {expected.bytes} were written (torn or cut short)"
+        if deep and shards.record(path).sha256 != expected.sha256:
+            return "does not match its checksum (altered)"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as err:
+        return f"cannot be read: {err}"
+    return None
+
+
+def _report(damages: Sequence[Damage]) -> str:
+    folders = sorted({str(d.segment) for d in damages})
+    lines = [f"  {d}" for d in damages[:20]]
+    if len(damages) > 20:
+        lines.append(f"  and {len(damages) - 20} more")
+    return "\n".join(
+        [
+            "the store is damaged:",
+            *lines,
+            "To mend it, delete these folders and run the same harvest again, which writes them "
+            "anew and keeps the rest:",
+            *(f"  {f}" for f in folders[:20]),
+        ]
+    )

@@ -1,0 +1,51 @@
+"""Going on with a folder: whose store it is, and what killed attempts left in it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from saex.data.durable import TEMPORARY
+from saex.data.manifest import MANIFEST, Manifest, StoreError
+from saex.data.store import load_manifest
+from saex.data.store_lock import LOCK
+
+
+def start_from(path: Path, wanted: Manifest) -> Manifest:
+    """The manifest to go on from: the one that is there, or `wanted` in a new folder.
+
+    Removes what killed attempts left; the caller holds the lock of the folder.
+
+    Raises:
+      StoreError: the folder holds something else, or a store of other columns or meta.
+    """
+    found = wanted
+    if (path / MANIFEST).exists():
+        found = load_manifest(path)
+        _check_same(path, found, wanted)
+    elif any(not _is_leftover(p.name) for p in path.iterdir()):
+        raise StoreError(f"{path} is not empty and not a store; give a new or an empty folder")
+    kept = {s.path for s in found.segments}
+    for entry in path.iterdir():
+        if entry.name.startswith("segment-") and entry.name not in kept:
+            shutil.rmtree(entry)
+        elif entry.name == TEMPORARY:
+            entry.unlink()
+    return found
+
+
+def _is_leftover(name: str) -> bool:
+    return name.startswith("segment-") or name in (TEMPORARY, LOCK)
+
+
+def _check_same(path: Path, found: Manifest, wanted: Manifest) -> None:
+    there = {"columns": found.columns, "chunk_rows": found.chunk_rows, **found.meta}
+    here = {"columns": wanted.columns, "chunk_rows": wanted.chunk_rows, **wanted.meta}
+    differ = [k for k in sorted({*there, *here}) if there.get(k) != here.get(k)]
+    if differ:
+        lines = [f"  {k}: {there.get(k)!r:.200} there, {here.get(k)!r:.200} now" for k in differ]
+        raise StoreError(
+            f"{path} holds a store of another configuration:\n"
+            + "\n".join(lines)
+            + "\nGive another path, or delete that folder if it is not needed."
+        )

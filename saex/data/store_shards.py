@@ -1,0 +1,129 @@
+"""One data file of a store: a zarr3 array in one shard. The only user of tensorstore."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saex.data.manifest import Column, FileRecord, StoreError, shard_bytes
+
+_CRC = {"name": "crc32c"}
+_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def open_array(
+    folder: Path, column: Column, rows: int, chunk_rows: int, create: bool = False
+) -> Any:
+    """Opens (or creates) the array of one column of one segment.
+
+    The whole metadata is given, so a `zarr.json` that says anything else is refused.
+
+    Raises:
+      StoreError: the array is not what the manifest says, or cannot be created.
+    """
+    import tensorstore as ts
+
+    try:
+        spec = _spec(folder, column, rows, chunk_rows)
+        return ts.open(spec, create=create, open=not create).result()
+    except ValueError as err:
+        raise StoreError(f"{folder} is not the array of the manifest: {brief(err)}") from err
+
+
+def write_arrays(arrays: Sequence[tuple[Any, np.ndarray]]) -> None:
+    """Writes whole arrays side by side and waits. Raises ValueError (tensorstore's) on failure."""
+    # One write per array: the shard is encoded once, not read and written again per chunk.
+    for pending in [array.write(rows) for array, rows in arrays]:
+        pending.result()
+
+
+def start_read(array: Any, start: int, stop: int, out: np.ndarray) -> Any:
+    """Starts reading rows [start, stop) into `out` [stop - start, *shape]; `.result()` waits."""
+    import tensorstore as ts
+
+    return ts.array(out).write(array[start:stop])
+
+
+def brief(err: Exception) -> str:
+    """Tensorstore's message without the specification that it appends."""
+    return str(err).split(" [tensorstore_spec=")[0]
+
+
+def record(path: Path) -> FileRecord:
+    """Size and SHA-256 of a file."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileRecord(os.fstat(file.fileno()).st_size, digest)
+
+
+def index_error(path: Path, column: Column, rows: int, chunk_rows: int) -> str | None:
+    """What is wrong with the index at the end of a data file, or None.
+
+    Reads the index only. Raises OSError if the file cannot be read.
+    """
+    chunks = -(-rows // chunk_rows)
+    with open(path, "rb") as file:
+        file.seek(-(16 * chunks + 4), os.SEEK_END)
+        tail = file.read()
+    if crc32c(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
+        return "the checksum of its index does not match"
+    size = chunk_rows * column.row_bytes + _CRC_BYTES
+    end = shard_bytes(column, rows, chunk_rows) - len(tail)
+    index = np.frombuffer(tail[:-4], "<u8").reshape(chunks, 2)
+    bad = (index[:, 1] != size) | (index[:, 0] > np.uint64(end - size))
+    return f"its index misplaces chunk {int(bad.argmax())}" if bad.any() else None
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli) of a few kilobytes: pure Python, for shard indices only."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = (crc >> 8) ^ _CRC_TABLE[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFF
+
+
+_CRC_BYTES = 4
+
+
+def _crc_table() -> list[int]:
+    table = list(range(256))
+    for _ in range(8):
+        table = [(c >> 1) ^ (0x82F63B78 if c & 1 else 0) for c in table]
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def _spec(folder: Path, column: Column, rows: int, chunk_rows: int) -> dict[str, Any]:
+    shard_rows = -(-rows // chunk_rows) * chunk_rows
+    shape = list(column.shape)
+    sharding = {
+        "chunk_shape": [chunk_rows, *shape],
+        "codecs": [_BYTES, _CRC],
+        "index_codecs": [_BYTES, _CRC],
+        "index_location": "end",
+    }
+    return {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"},
+        "metadata": {
+            "shape": [rows, *shape],
+            "data_type": column.dtype,
+            "fill_value": 0,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [shard_rows, *shape]},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        },
+        # Without these two a chunk of zeros is left out, and a lost file reads as zeros.
+        "store_data_equal_to_fill_value": True,
+        "fill_missing_data_reads": False,
+    }

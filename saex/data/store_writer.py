@@ -1,0 +1,270 @@
+"""The store, written: rows are appended in memory and committed segment by segment.
+
+Nothing is ever half there: a segment is a folder of its own name, and becomes part of the store
+only when the manifest that lists it has replaced the one before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saex.data import store_shards as shards
+from saex.data.buffer import RowBuffer
+from saex.data.durable import replace_synced, sync_folders, write_synced
+from saex.data.manifest import (
+    MANIFEST,
+    STATS,
+    Column,
+    Manifest,
+    Segment,
+    StoreError,
+    segment_files,
+)
+from saex.data.manifest_json import check_columns, to_json
+from saex.data.statistics import ColumnStats, merge_all, stats_from_json, stats_to_json
+from saex.data.store_lock import lock_folder
+from saex.data.store_resume import start_from
+
+
+class StoreWriter:
+    """Writes a store, or goes on with one that is not complete.
+
+    ```
+    with StoreWriter("runs/digits", {"x": Column((64,), "float32")}, {"made from": "digits"}) as w:
+        w.append({"x": rows})       # any number of times: numpy, JAX or torch arrays on the CPU
+        w.commit({"next": 1797})    # from here on these rows survive everything
+        w.finish()                  # nothing will follow
+    ```
+
+    After a crash open it again with the same columns and meta: `cursor` is what the last commit
+    was given, so the producer knows where to go on. One writer at a time owns a folder.
+
+    Attributes:
+      cursor: the cursor of the last commit; `{}` in a new store.
+      rows: committed rows.
+      buffered: appended rows that are not committed yet.
+      complete: whether `finish` was called.
+      missing: places of segments whose folder is gone (somebody deleted a damaged one);
+        write their rows again and `commit(cursor, replace=place)`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        columns: Mapping[str, Column],
+        meta: Mapping[str, Any] | None = None,
+        *,
+        chunk_rows: int = 2048,
+        max_buffer_bytes: int = 2**31,
+    ):
+        """Opens the folder for writing and removes what killed attempts left in it.
+
+        Args:
+          path: folder of the store; made if it is not there.
+          columns: name -> row shape and dtype.
+          meta: JSON object that says how the rows are made; it is part of the store's identity.
+          chunk_rows: rows per chunk, the unit that is read and checksummed.
+          max_buffer_bytes: memory for rows that are not committed; `append` refuses more.
+
+        Raises:
+          StoreError: columns or meta that the format does not allow, or other ones than the store
+            there has; a folder that is no store, cannot be written, or has another writer.
+        """
+        check_columns(columns)
+        if chunk_rows < 1:
+            raise StoreError(f"chunk_rows is {chunk_rows}; expected a whole number from 1")
+        wanted = Manifest(dict(columns), chunk_rows, _as_json(meta or {}, "meta"))
+        self.path = Path(path)
+        self._buffer = RowBuffer(dict(columns), max_buffer_bytes)
+        self._lock = lock_folder(self.path)
+        try:
+            self._manifest = start_from(self.path, wanted)
+            self.missing = [
+                i for i, s in enumerate(self._manifest.segments) if not self._folder(s).is_dir()
+            ]
+            self._parts = [self._read_stats(s) for s in self._manifest.segments]
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the folder. Rows that were not committed are dropped."""
+        self._lock.close()
+
+    @property
+    def cursor(self) -> dict[str, Any]:
+        """What the last commit was given; `{}` in a new store."""
+        return self._manifest.cursor
+
+    @property
+    def rows(self) -> int:
+        """Committed rows."""
+        return self._manifest.rows
+
+    @property
+    def buffered(self) -> int:
+        """Rows appended since the last commit."""
+        return self._buffer.rows
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store is marked complete."""
+        return self._manifest.complete
+
+    def span(self, place: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The cursors before and after the segment at `place`: what to make anew if it is lost."""
+        segments = self._manifest.segments
+        return (segments[place - 1].cursor if place else {}), segments[place].cursor
+
+    def append(self, rows: Mapping[str, Any]) -> None:
+        """Takes rows, a copy of them, into memory: `{column: [rows, *shape]}`, equally many each.
+
+        Floating point is rounded to the column's dtype; integers must fit.
+
+        Raises:
+          StoreError: a column missing, unknown, of another shape or kind; NaN or infinity (count,
+            first row and column are named); or too much that is not committed. Nothing is taken.
+        """
+        if self.complete and not self.missing:
+            raise StoreError(f"{self.path} is complete: nothing can be added to it")
+        self._buffer.append(rows, first_row=self.rows + self.buffered)
+
+    def commit(self, cursor: Mapping[str, Any], replace: int | None = None) -> None:
+        """Writes what was appended as one segment and makes it part of the store.
+
+        Args:
+          cursor: JSON object, where the producer shall go on.
+          replace: place of a lost segment that these rows stand for (see `missing`).
+
+        Raises:
+          StoreError: the disk is full or fails. Everything committed before is whole, the rows
+            are still in memory, and `commit` may be tried again.
+        """
+        cursor = _as_json(cursor, "cursor")
+        if replace is not None:
+            return self._commit_in_place(replace)
+        manifest, parts = self._manifest, self._parts
+        if self.buffered:
+            segment, part = self._write_segment(len(manifest.segments), cursor)
+            parts = [*parts, part]
+            manifest = manifest.with_segment(
+                segment, len(manifest.segments), stats=merge_all(parts)
+            )
+        self._publish(dataclasses.replace(manifest, cursor=cursor), parts)
+
+    def finish(self) -> None:
+        """Commits what is left, at the present cursor, and marks the store complete.
+
+        Raises:
+          StoreError: as `commit`; or a lost segment was not written anew.
+        """
+        if self.missing:
+            raise StoreError(f"{self.path} lacks the segments {self.missing}: write them first")
+        if self.buffered:
+            self.commit(self.cursor)
+        if not self.complete:
+            self._publish(dataclasses.replace(self._manifest, complete=True), self._parts)
+
+    def _commit_in_place(self, place: int) -> None:
+        old = self._manifest.segments[place]
+        if place not in self.missing or self.buffered != old.rows:
+            raise StoreError(
+                f"{self.buffered} rows cannot replace segment {place} of {old.rows} rows; "
+                f"lost are the segments {self.missing}"
+            )
+        segment, part = self._write_segment(place, old.cursor)
+        parts = [*self._parts[:place], part, *self._parts[place + 1 :]]
+        known = parts if all(parts) else []
+        manifest = self._manifest.with_segment(segment, place)
+        if known:
+            manifest = dataclasses.replace(manifest, stats=merge_all(known))
+        self._publish(manifest, parts)
+        self.missing.remove(place)
+
+    def _folder(self, segment: Segment) -> Path:
+        return self.path / segment.path
+
+    def _read_stats(self, segment: Segment) -> dict[str, ColumnStats]:
+        """A segment's own statistics; {} where its folder is gone."""
+        shapes = {n: c.shape for n, c in self._manifest.columns.items()}
+        try:
+            text = (self._folder(segment) / STATS).read_text()
+            return stats_from_json(json.loads(text), shapes)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            raise StoreError(
+                f"{self._folder(segment) / STATS} cannot be read ({err}): delete the folder "
+                f"{self._folder(segment)} and run again, which writes that segment anew"
+            ) from err
+
+    def _write_segment(self, place: int, cursor: dict) -> tuple[Segment, dict[str, ColumnStats]]:
+        folder = self.path / f"segment-{place:06d}-{secrets.token_hex(6)}"
+        try:
+            part = self._write_files(folder)
+            names = segment_files(self._manifest.columns)
+            files = {name: shards.record(folder / name) for name in names}
+            sync_folders(folder)
+        except (OSError, ValueError, StoreError) as err:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise self._failure(err) from err
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return Segment(folder.name, self.buffered, cursor, files), part
+
+    def _write_files(self, folder: Path) -> dict[str, ColumnStats]:
+        columns, rows = self._manifest.columns, self._buffer.view()
+        chunk = self._manifest.chunk_rows
+        opened = {
+            n: shards.open_array(folder / n, c, self.buffered, chunk, create=True)
+            for n, c in columns.items()
+        }
+        shards.write_arrays([(array, rows[n]) for n, array in opened.items()])
+        part = {n: ColumnStats.of(rows[n], c.is_float) for n, c in columns.items()}
+        write_synced(folder / STATS, json.dumps(stats_to_json(part), allow_nan=False))
+        return part
+
+    def _publish(self, manifest: Manifest, parts: list[dict[str, ColumnStats]]) -> None:
+        """Makes `manifest` the store's. On failure the store and this writer are as before."""
+        new = {s.path for s in manifest.segments} - {s.path for s in self._manifest.segments}
+        try:
+            replace_synced(self.path / MANIFEST, to_json(manifest))
+        except OSError as err:
+            for name in new:
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            raise self._failure(err) from err
+        self._manifest, self._parts = manifest, parts
+        if new:
+            self._buffer.clear()
+
+    def _failure(self, err: Exception) -> StoreError:
+        need = self._buffer.rows * sum(c.row_bytes for c in self._manifest.columns.values())
+        free = shutil.disk_usage(self.path).free
+        return StoreError(
+            f"could not write {self.buffered} rows to {self.path}: {shards.brief(err)}. "
+            f"The segment takes {need / 1e6:.1f} MB, {free / 1e6:.1f} MB are free there. "
+            f"The {self.rows} rows committed before are whole: make room and run again, "
+            "it goes on from there."
+        )
+
+
+def _as_json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The value as it will be read back from JSON, so that comparing with a store is fair."""
+    try:
+        return json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError) as err:
+        raise StoreError(f"the {what} of a store must be JSON: {err}") from err
