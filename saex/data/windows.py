@@ -1,0 +1,138 @@
+"""Windows in memory: read, put in order, kept while they are used, and read ahead."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from saex.data.exclude import Kept
+from saex.data.order import Order
+from saex.data.store import Store
+
+# In use, read ahead, and one more while batches of two windows are made side by side.
+_SLOTS = 3
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows of one window.
+
+    Attributes:
+      buffers: column -> [>= rows, *shape], as read.
+      order: [kept rows] int64, places in the buffers in the order of the stream.
+    """
+
+    buffers: dict[str, np.ndarray]
+    order: np.ndarray
+
+    def take(self, start: int, stop: int, out: dict[str, np.ndarray], at: int) -> None:
+        """Copies rows [start, stop) of the window's order to `out[column][at:]`."""
+        places = self.order[start:stop]
+        for name, buffer in self.buffers.items():
+            target = bits(out[name])[at : at + len(places)]
+            # "clip" because numpy buffers the whole output where it has to check the places.
+            np.take(bits(buffer), places, axis=0, out=target, mode="clip")
+
+
+@dataclass
+class _Slot:
+    future: Future[Window]
+    users: int = 0
+
+
+class Windows:
+    """The windows that are in use, and the next one, in buffers that are used again.
+
+    Fresh memory is slow on first touch, so the buffers of a window that nobody uses any more take
+    the next one. Safe to use from several threads.
+    """
+
+    def __init__(self, store: Store, names: Sequence[str], order: Order, kept: Kept):
+        """Prepares to read the columns `names`; reads nothing yet."""
+        self._store, self._names, self._order, self._kept = store, tuple(names), order, kept
+        self._slots: dict[tuple[int, int], _Slot] = {}
+        self._free: list[dict[str, np.ndarray]] = []
+        self._lock = threading.Lock()
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="saex-window")
+
+    @property
+    def rows(self) -> int:
+        """Upper bound of the rows of a window, excluded ones counted."""
+        chunks = -(-len(self._kept.chunks) // self._order.windows)
+        return min(chunks * self._store.manifest.chunk_rows, self._store.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Upper bound of the memory of one window; three are held at most in steady state."""
+        return self.rows * sum(self._store.columns[n].row_bytes for n in self._names)
+
+    @contextmanager
+    def borrow(self, epoch: int, window: int) -> Iterator[Window]:
+        """The window, read if it is not there; its buffers stay as they are inside the block.
+
+        Raises:
+          StoreError: the store is damaged.
+        """
+        with self._lock:
+            slot = self._slot((epoch, window))
+            slot.users += 1
+            ahead = self._order.after(epoch, window)
+            # Only into a free slot: what is read ahead must not push out what is in use.
+            if ahead not in self._slots and self._room():
+                self._slot(ahead)
+        try:
+            yield slot.future.result()
+        finally:
+            with self._lock:
+                slot.users -= 1
+
+    def close(self) -> None:
+        """Stops reading ahead and lets go of the memory."""
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        self._slots.clear()
+        self._free.clear()
+
+    def _slot(self, key: tuple[int, int]) -> _Slot:
+        slot = self._slots.get(key)
+        if slot is not None and slot.future.done() and slot.future.exception():
+            del self._slots[key]  # a failed read is tried again, not remembered
+            slot = None
+        if slot is None:
+            self._room()
+            slot = self._slots[key] = _Slot(self._reader.submit(self._read, *key))
+        return slot
+
+    def _room(self) -> bool:
+        """Drops idle windows, the oldest first, until a slot is free; whether one is."""
+        for key, slot in list(self._slots.items()):
+            if len(self._slots) < _SLOTS:
+                break
+            if not slot.users and slot.future.done():
+                del self._slots[key]
+                if not slot.future.exception():
+                    self._free.append(slot.future.result().buffers)
+        return len(self._slots) < _SLOTS
+
+    def _read(self, epoch: int, window: int) -> Window:
+        with self._lock:
+            buffers = self._free.pop() if self._free else None
+        buffers = self._new_buffers() if buffers is None else buffers
+        ranges = [(int(a), int(b)) for a, b in self._kept.chunks[self._order.chunks(epoch, window)]]
+        for name, buffer in buffers.items():
+            self._store.read_ranges(name, ranges, buffer)
+        places = self._kept.places(ranges)
+        return Window(buffers, places[self._order.shuffle(epoch, window)])
+
+    def _new_buffers(self) -> dict[str, np.ndarray]:
+        columns = {name: self._store.columns[name] for name in self._names}
+        return {n: np.empty((self.rows, *c.shape), c.numpy_dtype) for n, c in columns.items()}
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """The same memory as unsigned integers: numpy copies its own dtypes faster than bfloat16."""
+    return array.view(f"u{array.dtype.itemsize}")
