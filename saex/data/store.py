@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -111,18 +112,20 @@ class Store:
             )
         return column
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+    def read(
+        self, name: str, start: SupportsIndex = 0, stop: SupportsIndex | None = None
+    ) -> np.ndarray:
         """Rows [start, stop) of a column, as [stop - start, *shape] in the stored dtype.
 
         Raises:
           StoreError: no such column, rows outside the store, or a torn or altered file.
         """
-        stop = self.rows if stop is None else stop
+        begin, end = index(start), self.rows if stop is None else index(stop)
         column = self.column(name)
-        if not 0 <= start <= stop <= self.rows:
-            raise StoreError(f"rows {start} to {stop} asked of {self.path}: it has {self.rows}")
-        out = np.empty((stop - start, *column.shape), column.numpy_dtype)
-        self.read_ranges(name, [(start, stop)], out)
+        if not 0 <= begin <= end <= self.rows:
+            raise StoreError(f"rows {begin} to {end} asked of {self.path}: it has {self.rows}")
+        out = np.empty((end - begin, *column.shape), column.numpy_dtype)
+        self.read_ranges(name, [(begin, end)], out)
         return out
 
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]], out: np.ndarray) -> int:

@@ -1,0 +1,293 @@
+"""Activations of a subject model over text, written as a store; goes on where it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from saex import distributed
+from saex.data.manifest import Column, StoreError
+from saex.data.order import permutation
+from saex.data.store import Store
+from saex.data.store_writer import StoreWriter
+from saex.data.text import check_split, chunk
+from saex.models import transformer
+
+# Called after each batch with rows done, rows in all, and rows per second of this process.
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """What is harvested, and in which pieces. All of it decides the content of the store.
+
+    Attributes:
+      sites: sites of the subject model to harvest besides the ones that a run asks for.
+      rows: rows (tokens, the first of each context counted) of the training store, at most.
+      heldout_rows: rows of the held-out store, at most.
+      context: tokens per context; 0 takes the model's own.
+      batch: contexts per forward pass.
+      dtype: of the activations on disk.
+      segment_rows: rows after which a segment is written; a kill loses less than that.
+      chunk_rows: rows per chunk of the store.
+    """
+
+    sites: tuple[str, ...] = ()
+    rows: int = 1_000_000
+    heldout_rows: int = 200_000
+    context: int = 0
+    batch: int = 32
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    segment_rows: int = 65536
+    chunk_rows: int = 2048
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "heldout_rows", "batch", "segment_rows", "chunk_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"harvest.{name}={getattr(self, name)}: at least 1 is needed")
+        if self.context < 0 or self.context == 1:
+            raise ValueError(f"harvest.context={self.context}: 0 (the model's) or at least 2")
+
+    def budget(self, split: str) -> int:
+        """Rows of a split, at most."""
+        return self.rows if check_split(split) == "train" else self.heldout_rows
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The contexts of a harvest, in its order.
+
+    Attributes:
+      tokens: [contexts, context] int32, 0 from `lengths` on.
+      lengths: [contexts] int64, tokens that count.
+      documents: [contexts] int32, number of the document in the split.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    documents: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def harvest(
+    model: Any,
+    params: Any,
+    source: Any,
+    split: str,
+    path: str | os.PathLike,
+    cfg: Harvest,
+    *,
+    sites: Sequence[str] = (),
+    seed: int = 0,
+    encode: Callable[[str], Sequence[int]] = transformer.encode,
+    bos: int = transformer.BOS,
+    progress: Progress | None = None,
+) -> Store:
+    """Runs the model over a split of the text and writes what its sites hold.
+
+    Columns: one per site [width], `tokens`, `document` and `position` (in the context, BOS is 0),
+    all int32. Rows of a context follow each other; positions of padding are left out. A store that
+    is complete is opened as it is; one that was stopped goes on at its last segment; one that lost
+    segments (somebody deleted damaged ones) gets them anew. Of several processes the first writes
+    and the others wait for it.
+
+    Args:
+      model: has `sites` (name -> width, in the order of computation), `context` and `run`.
+      params: its parameters.
+      source: has `documents(split)` and `digest(split)`.
+      split: "train" or "heldout".
+      path: folder of the store.
+      cfg: the section.
+      sites: sites to harvest, together with those of the section.
+      seed: of the order of contexts, so that a small budget is not the first documents only.
+      encode: text -> token ids.
+      bos: id of the token that each context begins with.
+      progress: called after each batch.
+
+    Raises:
+      ValueError: a site that the model does not have, a context that is too long, no text.
+      StoreError: as StoreWriter; NaN or infinite activations, a full disk. What was committed
+        before is whole.
+    """
+    cfg = dataclasses.replace(
+        cfg,
+        sites=tuple(dict.fromkeys((*sites, *cfg.sites))),
+        context=cfg.context or model.context,
+    )
+    _check(model, cfg)
+    if distributed.is_main():
+        meta = describe(model, params, source, split, cfg, seed)
+        columns = _columns(model, cfg)
+        with StoreWriter(
+            path, columns, meta, chunk_rows=cfg.chunk_rows, max_buffer_bytes=_memory(columns, cfg)
+        ) as writer:
+            if not writer.complete or writer.missing:
+                pieces = list(chunk(source.documents(split), encode, cfg.context, bos))
+                contexts = _choose(pieces, cfg.budget(split), seed)
+                _Run(model, params, cfg, contexts, writer, progress).work()
+    distributed.barrier(f"harvest {path}")
+    return Store.open(path)
+
+
+def describe(
+    model: Any, params: Any, source: Any, split: str, cfg: Harvest, seed: int
+) -> dict[str, Any]:
+    """What decides the content of the store, as its `meta`: model, text, split, section, seed."""
+    section = dataclasses.asdict(cfg)
+    rows = {"rows": cfg.budget(split)}  # the other split's budget does not matter to this store
+    section.pop("heldout_rows")
+    return {
+        "kind": "harvest",
+        "split": split,
+        "seed": seed,
+        "harvest": {**section, **rows, "sites": list(cfg.sites)},
+        "model": {"name": type(model).__name__, **_fields(model)},
+        "params_sha256": digest_of_params(params),
+        "source": {"name": type(source).__name__, **_fields(source)},
+        "source_sha256": source.digest(split),
+    }
+
+
+def digest_of_params(params: Any) -> str:
+    """SHA-256 (hex) over the paths, dtypes, shapes and bytes of a tree of arrays."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        total.update(array.view(np.uint8) if array.ndim else array.tobytes())
+    return total.hexdigest()
+
+
+class _Run:
+    """One process's work on a store: contexts in, committed segments out."""
+
+    def __init__(self, model, params, cfg, contexts, writer, progress):
+        self.cfg, self.contexts, self.writer, self.progress = cfg, contexts, writer, progress
+        self.params, self.forward = params, _forward(model, cfg)
+        self.total, self.done, self.started = int(contexts.lengths.sum()), 0, time.monotonic()
+
+    def work(self) -> None:
+        """Does what is to be done: lost segments first, then the rest."""
+        for place in list(self.writer.missing):
+            self._replace(place)
+        if not self.writer.complete:
+            self._finish()
+
+    def _replace(self, place: int) -> None:
+        """Writes a lost segment anew, from the same contexts in the same batches."""
+        before, after = self.writer.span(place)
+        for _, rows in self._batches(before.get("context", 0), after["context"]):
+            self._append(rows)
+        self.writer.commit(after, replace=place)
+
+    def _finish(self) -> None:
+        """Writes what is left, segment by segment, and marks the store complete."""
+        for end, rows in self._batches(self.writer.cursor.get("context", 0), len(self.contexts)):
+            self._append(rows)
+            if self.writer.buffered >= self.cfg.segment_rows or end == len(self.contexts):
+                self.writer.commit({"context": end})
+        self.writer.finish()
+
+    def _append(self, rows: dict[str, np.ndarray]) -> None:
+        try:
+            self.writer.append(rows)
+        except StoreError as err:
+            low, high = rows["document"].min(), rows["document"].max()
+            raise StoreError(f"harvesting documents {low} to {high}: {err}") from err
+        self.done += len(rows["tokens"])
+        if self.progress:
+            rate = self.done / max(time.monotonic() - self.started, 1e-9)
+            self.progress(self.writer.rows + self.writer.buffered, self.total, rate)
+
+    def _batches(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """(index after the batch, its rows), with the next batch computed meanwhile."""
+        running = None
+        for begin in range(start, stop, self.cfg.batch):
+            end = min(begin + self.cfg.batch, stop)
+            ahead = (begin, end, self.forward(self.params, self._tokens(begin, end)))
+            if running:
+                yield running[1], self._rows(*running)
+            running = ahead
+        if running:
+            yield running[1], self._rows(*running)
+
+    def _tokens(self, begin: int, end: int) -> np.ndarray:
+        """[batch, context] int32; the last batch is filled up, so that nothing is compiled anew."""
+        tokens = self.contexts.tokens[begin:end]
+        return np.pad(tokens, ((0, self.cfg.batch - len(tokens)), (0, 0)))
+
+    def _rows(self, begin: int, end: int, acts: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+        """Rows of the positions that count, context by context."""
+        tokens, lengths = self.contexts.tokens[begin:end], self.contexts.lengths[begin:end]
+        position = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        counts = np.flatnonzero((position < lengths[:, None]).reshape(-1))
+        columns = {
+            "tokens": tokens,
+            "document": np.broadcast_to(self.contexts.documents[begin:end, None], tokens.shape),
+            "position": position,
+            **{site: np.asarray(x)[: end - begin] for site, x in acts.items()},
+        }
+        return {n: x.reshape(-1, *x.shape[2:])[counts] for n, x in columns.items()}
+
+
+def _check(model: Any, cfg: Harvest) -> None:
+    if not cfg.sites:
+        raise ValueError(f"harvest.sites is empty; choose from {list(model.sites)}")
+    for site in cfg.sites:
+        if site not in model.sites:
+            raise ValueError(f"harvest.sites: no site {site!r}; choose from {list(model.sites)}")
+    if cfg.context > model.context:
+        raise ValueError(
+            f"harvest.context={cfg.context}: the model was made for at most {model.context}"
+        )
+
+
+def _columns(model: Any, cfg: Harvest) -> dict[str, Column]:
+    sites = {site: Column((model.sites[site],), cfg.dtype) for site in cfg.sites}
+    return {**sites, **{n: Column((), "int32") for n in ("tokens", "document", "position")}}
+
+
+def _memory(columns: Mapping[str, Column], cfg: Harvest) -> int:
+    """Bytes that the rows of a segment may take before they are written."""
+    rows = cfg.segment_rows + cfg.batch * cfg.context
+    return 2 * rows * sum(c.row_bytes for c in columns.values())
+
+
+def _fields(thing: Any) -> dict[str, Any]:
+    return dataclasses.asdict(thing) if dataclasses.is_dataclass(thing) else {}
+
+
+def _forward(model: Any, cfg: Harvest) -> Callable:
+    """(params, tokens [batch, context]) -> {site: [batch, context, width]} in the stored dtype."""
+    last = max(cfg.sites, key=list(model.sites).index)
+
+    @jax.jit
+    def forward(params, tokens):
+        _, acts = model.run(params, tokens, taps=cfg.sites, stop_at=last)
+        return {site: acts[site].astype(cfg.dtype) for site in cfg.sites}
+
+    return forward
+
+
+def _choose(pieces: list, budget: int, seed: int) -> Contexts:
+    """As many whole contexts as fit the budget of rows, in a random order."""
+    if not pieces:
+        raise ValueError("the text has no tokens in this split: give a source with more documents")
+    order = permutation(len(pieces), seed)
+    lengths = np.array([p.length for p in pieces], np.int64)[order]
+    order = order[: max(1, int(np.searchsorted(np.cumsum(lengths), budget, side="right")))]
+    return Contexts(
+        tokens=np.stack([pieces[i].tokens for i in order]),
+        lengths=lengths[: len(order)],
+        documents=np.array([pieces[i].document for i in order], np.int32),
+    )

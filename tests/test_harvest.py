@@ -1,0 +1,199 @@
+"""Harvest: what is written, where it goes on, what it refuses."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saex.data.manifest import StoreError
+from saex.data.store import Store
+from saex.data.text import Document
+from saex.harvest import Harvest, harvest
+
+CONTEXT = 16
+CFG = Harvest(rows=2000, heldout_rows=300, batch=4, segment_rows=300, chunk_rows=64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """A stand-in subject model: sites that are simple functions of token and position."""
+
+    context: int = CONTEXT
+    nan_token: int = -1
+
+    @property
+    def sites(self):
+        return {"early": 8, "late": 4, "never": 4}
+
+    def run(self, params, tokens, taps=(), edits=None, stop_at=None):
+        assert tokens.shape == (CFG.batch, self.context)
+        acts = {}
+        mixed = jnp.cumsum(params["embed"][tokens], axis=1)
+        for site, width in self.sites.items():
+            assert site != "never", "computed past the last site that is needed"
+            x = jnp.sin(mixed[..., :width] * (1 + width))
+            acts[site] = jnp.where((tokens == self.nan_token)[..., None], jnp.nan, x)
+            if site == stop_at:
+                return None, {k: v for k, v in acts.items() if k in taps}
+        raise AssertionError("no stop_at")
+
+
+@dataclasses.dataclass(frozen=True)
+class Letters:
+    """Documents of known content: their number, then letters."""
+
+    documents_: int = 40
+    length: int = 53
+
+    def documents(self, split):
+        for i in range(self.documents_):
+            text = f"{split} {i} " + "abcdefghijklm" * 4
+            yield Document(f"{split}-{i}", text[: self.length + i % 7])
+
+    def digest(self, split):
+        return f"{split}-{self.documents_}-{self.length}"
+
+
+MODEL, SOURCE = Toy(), Letters()
+PARAMS = {"embed": jax.random.normal(jax.random.key(0), (257, 8))}
+
+
+def run(path, split="train", model=MODEL, cfg=CFG, source=SOURCE, **kwargs):
+    kwargs = {"sites": ("early", "late"), **kwargs}
+    return harvest(model, PARAMS, source, split, path, cfg, **kwargs)
+
+
+def content(store):
+    return {n: store.read(n).tobytes() for n in store.columns}
+
+
+def test_rows_are_the_sites_of_their_tokens(tmp_path):
+    store = run(tmp_path)
+    assert store.complete and list(store.columns) == [
+        "early", "late", "tokens", "document", "position",
+    ]  # fmt: skip
+    tokens, position = store.read("tokens"), store.read("position")
+    assert (tokens[position == 0] == 256).all() and (tokens[position > 0] < 256).all()
+    starts = np.flatnonzero(position == 0)
+    texts = [d.text for d in SOURCE.documents("train")]
+    for begin, end in zip(starts, [*starts[1:], store.rows]):
+        context, document = tokens[begin:end], store.read("document", begin, end)
+        assert (position[begin:end] == np.arange(end - begin)).all()
+        assert len(set(document)) == 1
+        assert bytes(context[1:].astype(np.uint8)).decode() in texts[document[0]]
+        mixed = np.cumsum(np.asarray(PARAMS["embed"])[context], axis=0)
+        late = store.read("late", begin, end).astype(np.float32)
+        np.testing.assert_allclose(late, np.sin(mixed[:, :4] * 5), atol=1e-2)
+
+
+def test_budget_takes_whole_contexts_from_all_over_the_text(tmp_path):
+    store = run(tmp_path, split="heldout")
+    assert 300 - CONTEXT < store.rows <= 300
+    assert len(set(store.read("document"))) > 10  # contexts are shuffled, not the first ones
+    everything = run(tmp_path / "all", cfg=dataclasses.replace(CFG, rows=10**6))
+    total = sum(len(d.text) + -(-len(d.text) // (CONTEXT - 1)) for d in SOURCE.documents("train"))
+    assert everything.rows == total
+
+
+def test_a_finished_store_is_opened_as_it_is(tmp_path):
+    first = run(tmp_path)
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("c/0*") if p.is_file()}
+    progress = []
+    again = run(tmp_path, progress=lambda *a: progress.append(a))
+    assert not progress and again.digest == first.digest
+    assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("c/0*") if p.is_file()}
+
+
+@pytest.mark.parametrize("stop", [1, 7, 12, 30])
+def test_stopped_and_gone_on_is_unbroken_bit_for_bit(tmp_path, stop):
+    whole = run(tmp_path / "whole")
+    calls = []
+
+    def kill(done, total, rate):
+        assert total == whole.rows and 0 < done <= total and rate > 0
+        calls.append(done)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", progress=kill)
+    again = []
+    store = run(tmp_path / "broken", progress=lambda done, *_: again.append(done))
+    assert content(store) == content(whole) and store.digest == whole.digest
+    if stop == 12:
+        assert again[0] > calls[3], "began anew instead of at the last committed segment"
+    for name, stats in whole.stats.items():
+        assert stats.count == store.stats[name].count
+        if stats.sum is not None:
+            assert (stats.sum == store.stats[name].sum).all()
+
+
+def test_a_deleted_segment_is_written_anew_and_the_rest_kept(tmp_path):
+    whole = run(tmp_path)
+    before, stats = content(whole), whole.stats
+    lost = whole.manifest.segments[1].path
+    shutil.rmtree(tmp_path / lost)
+    with pytest.raises(StoreError, match=lost):
+        Store.open(tmp_path)
+    mended = run(tmp_path)
+    mended.verify()
+    assert content(mended) == before and mended.digest == whole.digest
+    assert (mended.stats["early"].sum == stats["early"].sum).all()
+    assert [s.path for s in mended.manifest.segments][2:] == [
+        s.path for s in whole.manifest.segments
+    ][2:]
+
+
+def test_refuses_a_store_of_another_configuration(tmp_path):
+    run(tmp_path)
+    for change in (
+        {"cfg": dataclasses.replace(CFG, rows=1000)},
+        {"seed": 1},
+        {"source": Letters(length=50)},
+        {"model": Toy(nan_token=7)},
+    ):
+        with pytest.raises(StoreError, match="another configuration"):
+            run(tmp_path, **change)
+    assert Store.open(tmp_path).complete
+    # the other split's budget is no part of this store
+    run(tmp_path, cfg=dataclasses.replace(CFG, heldout_rows=5))
+
+
+def test_nan_activations_are_refused_by_document_row_and_column(tmp_path):
+    with pytest.raises(StoreError, match=r"documents \d+ to \d+: column 'early' has \d+ values"):
+        run(tmp_path, model=Toy(nan_token=ord("m")))
+    run_rows = run(tmp_path / "fine", model=Toy(nan_token=255)).rows
+    assert run_rows > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"sites": ("blocks.9.resid_post",)}, "no site 'blocks.9.resid_post'; choose from"),
+        ({"sites": ()}, "harvest.sites is empty"),
+        ({"cfg": dataclasses.replace(CFG, context=17)}, "made for at most 16"),
+        ({"source": Letters(documents_=0)}, "no tokens"),
+        ({"split": "test"}, "unknown split"),
+    ],
+)
+def test_bad_input_is_named(tmp_path, change, match):
+    with pytest.raises(ValueError, match=match):
+        run(tmp_path / "store", **change)
+    assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+def test_bad_sections_are_named():
+    for field, value in (("rows", 0), ("batch", 0), ("context", 1), ("segment_rows", -1)):
+        with pytest.raises(ValueError, match=field):
+            Harvest(**{field: value})
+
+
+def test_float32_and_a_shorter_context(tmp_path):
+    cfg = dataclasses.replace(CFG, dtype="float32", context=8)
+    store = run(tmp_path, cfg=cfg, model=Toy(context=8))
+    assert store.read("early").dtype == np.float32
+    assert store.read("position").max() == 7
+    assert store.meta["harvest"]["context"] == 8
