@@ -44,7 +44,7 @@ def make(table: Mapping[str, type], mapping: Any, path: str = "config") -> Any:
         raise ConfigError(f"{path} must be a section with a name, one of {sorted(table)}")
     name = mapping["name"]
     if name not in table:
-        raise ConfigError(f"{path}.name={name!r}: choose from {sorted(table)}{_near(name, table)}")
+        raise ConfigError(f"{path}.name={name!r}: choose from {sorted(table)}{near(name, table)}")
     rest = {k: v for k, v in mapping.items() if k != "name"}
     return build(table[name], rest, path)
 
@@ -64,7 +64,7 @@ def build(cls: type, mapping: Any, path: str = "config") -> Any:
     for key in mapping:
         if key not in fields:
             raise ConfigError(
-                f"{path}.{key} is not a field of {cls.__name__}{_near(key, fields)}; "
+                f"{path}.{key} is not a field of {cls.__name__}{near(key, fields)}; "
                 f"the fields are {', '.join(sorted(fields))}. Another kind of thing is chosen by "
                 "the config's argument (--config=FILE.py:ARG), not by single overrides"
             )
@@ -110,7 +110,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return _convert(rest[0], value, path) if len(rest) == 1 else value
     if origin is typing.Literal:
         if value not in args:
-            raise ConfigError(f"{path}={value!r}: choose from {list(args)}{_near(value, args)}")
+            raise ConfigError(f"{path}={value!r}: choose from {list(args)}{near(value, args)}")
         return value
     if origin is tuple:
         if not isinstance(value, tuple | list):
@@ -128,7 +128,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 def _scalar(hint: type, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(value, bool) and hint is not bool or not isinstance(value, hint):
+    if (isinstance(value, bool) and hint is not bool) or not isinstance(value, hint):
         mend = ""
         if hint is int and isinstance(value, float) and value.is_integer():
             mend = f"; write {int(value)}"
@@ -168,6 +168,7 @@ def identity(thing: Any, table: Mapping[str, type] | None = None) -> Any:
     return to_dict(thing)
 
 
-def _near(word: Any, words: Any) -> str:
+def near(word: Any, words: Any) -> str:
+    """A hint at the closest of the words, or nothing."""
     close = difflib.get_close_matches(str(word), [str(w) for w in words], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -120,9 +120,7 @@ class TopK:
         dead = since > self.dead_after_tokens
         aux, served = jnp.zeros(()), jnp.zeros(())
         if self.aux_coefficient:
-            aux, served = losses.aux_k(
-                params, x, x - y, dead, self.aux_latents, self.matmul_dtype
-            )
+            aux, served = losses.aux_k(params, x, x - y, dead, self.aux_latents, self.matmul_dtype)
         metrics = {
             "mse": main,
             "aux_k": aux,

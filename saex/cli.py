@@ -1,0 +1,146 @@
+"""The ``saex`` command: train, eval, report, info, harvest, pretrain.
+
+saex train --config=experiments/quickstart.py --workdir=runs/quickstart --config.sae.k=16
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+EXIT_BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    0 done; 2 bad input, said in one message; 3 not finite; 42 stopped by SIGTERM with all saved.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("absl", "orbax", "jax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    args, overrides = _parse(list(sys.argv[1:] if argv is None else argv))
+    # Imported late: --help and wrong flags answer at once.
+    from saex.checkpoint import CheckpointError
+    from saex.data.manifest import StoreError
+    from saex.loop import EXIT_NAN, EXIT_PREEMPTED, NotFinite, Preempted
+    from saex.registry import ConfigError
+
+    try:
+        return args.run(args, overrides) or 0
+    except (ConfigError, StoreError, CheckpointError, FileNotFoundError) as error:
+        print(f"saex: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except NotFinite as error:
+        print(f"saex: {error}", file=sys.stderr)
+        return EXIT_NAN
+    except Preempted as error:
+        print(f"saex: {error}", file=sys.stderr)
+        return EXIT_PREEMPTED
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    parser = argparse.ArgumentParser(prog="saex", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, text: str, config: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        if config:
+            sub.add_argument("--config", required=True, metavar="FILE.py[:ARG]")
+            sub.epilog = "--config.PATH=VALUE overrides a field, such as --config.sae.k=64"
+        return sub
+
+    sub = add("train", _train, "harvest, train, evaluate and report, or go on where it stopped")
+    sub.add_argument("--workdir", metavar="DIR")
+    sub.add_argument("--dry_run", action="store_true", help="print the plan and touch no data")
+    sub.add_argument("--extend", action="store_true", help="allow a larger budget than before")
+    sub.add_argument("--allow_config_change", action="store_true")
+    sub = add("pretrain", _pretrain, "train a small language model such as pocket-lm")
+    sub.add_argument("--workdir", required=True, metavar="DIR")
+    for name, run, text in (
+        ("eval", _eval, "evaluate a run's newest checkpoint; writes eval.json"),
+        ("report", _report, "write a run's report.html"),
+        ("info", _info, "say what a run's newest checkpoint is"),
+    ):
+        sub = add(name, run, text, config=False)
+        sub.add_argument("workdir", metavar="RUN")
+        if name == "info":
+            sub.add_argument("--json", action="store_true")
+
+    plain, overrides = [], []
+    rest = iter(argv)
+    for arg in rest:
+        if arg.startswith("--config."):
+            key, equals, value = arg.removeprefix("--config.").partition("=")
+            overrides.append((key, value if equals else next(rest, "")))
+        else:
+            plain.append(arg)
+    return parser.parse_args(plain), overrides
+
+
+def _train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int | None:
+    from saex import config as configs
+
+    config = configs.load(args.config, overrides)
+    if args.dry_run:
+        print(configs.describe(config))
+        return 0
+    if not args.workdir:
+        raise configs.ConfigError("--workdir=DIR is needed: the folder that the run writes into")
+    _use_devices(config.mesh.size)
+    from saex import loop
+    from saex.evals import table
+
+    result = loop.train(config, args.workdir, args.extend, args.allow_config_change)
+    print(table(result))
+    print(f"{args.workdir}: eval.json, report.html, metrics.jsonl, checkpoints/")
+    return 0
+
+
+def _pretrain(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from saex import pretrain
+
+    pretrain.main_config(args.config, overrides, args.workdir)
+
+
+def _eval(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from saex import loop
+    from saex.evals import table
+
+    print(table(loop.evaluate_run(args.workdir)))
+
+
+def _report(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from saex import loop
+
+    print(loop.report_run(args.workdir))
+
+
+def _info(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from saex.checkpoint import info
+
+    found = info(args.workdir)
+    if args.json:
+        print(json.dumps(found, indent=1, sort_keys=True))
+    else:
+        for key, value in found.items():
+            print(f"{key:16} {value}")
+
+
+def _use_devices(count: int) -> None:
+    """Join other processes; on a machine without accelerators split the CPU as the mesh asks."""
+    import jax
+
+    from saex import distributed
+
+    if count > 1 and not os.environ.get("SAEX_NUM_PROCESSES"):
+        jax.config.update("jax_num_cpu_devices", count)
+    distributed.initialize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

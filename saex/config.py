@@ -1,0 +1,252 @@
+"""From a config file and overrides to one frozen ``Config``.
+
+``experiments/*.py`` hold ``get_config(arg) -> ConfigDict``; ``load`` reads the file and puts the
+overrides in, ``resolve`` turns the result, strictly, into dataclasses. Nothing else in saex sees a
+ConfigDict. The dataclass of a thing is its section; defaults live there and nowhere else.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from saex.data.stream import Stream
+from saex.data.text import SOURCES, Stdlib
+from saex.harvest import Harvest
+from saex.models import MODELS, PocketLM
+from saex.registry import ConfigError, build, identity, near, run_field, section, to_dict
+from saex.sae import SAES
+from saex.sharding import MeshConfig, bytes_per_device, check_divisible
+from saex.train.optim import Optim
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """every: steps between lines of metrics. tensorboard: write event files too."""
+
+    every: int = 10
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """every: steps between checkpoints. keep: how many of the newest stay."""
+
+    every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1:
+            raise ValueError(f"checkpoint.every={self.every}, keep={self.keep}: at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """What is measured on held-out text.
+
+    Fields:
+      rows: activation rows for reconstruction and dead latents, where there are as many.
+      contexts: contexts for cross-entropy with the reconstruction put in place.
+      controls: also score PCA, an untrained dictionary and a per-token mean.
+      every: steps between small evaluations during the run; 0: only at the end.
+    """
+
+    rows: int = 1_000_000
+    contexts: int = 256
+    controls: bool = True
+    every: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """latents: how many are shown. contexts: top contexts of each. enabled: write the page."""
+
+    latents: int = 24
+    contexts: int = 8
+    enabled: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run. Fields:
+
+    sae: the dictionary, by name. site: the hook point that it is trained on.
+    steps or tokens: the budget, in updates or in rows; exactly one.
+    seed: of weights, data order and draws.
+    subject: the model whose activations are taken. text: the documents it reads.
+    harvest: how they become a store. store: a folder with ``train`` and ``heldout`` stores to use
+      instead of harvesting into the workdir. stream: how a store becomes batches.
+    optim, mesh, checkpoint, log, eval, report: see their classes.
+    """
+
+    sae: Any = section(SAES)
+    site: str = "blocks.1.resid_post"
+    steps: int | None = None
+    tokens: int | None = None
+    seed: int = 0
+    subject: Any = section(MODELS, PocketLM)
+    text: Any = section(SOURCES, Stdlib)
+    harvest: Harvest = dataclasses.field(default_factory=Harvest)
+    store: str | None = run_field(None)
+    stream: Stream = dataclasses.field(default_factory=Stream)
+    optim: Optim = dataclasses.field(default_factory=Optim)
+    mesh: MeshConfig = run_field(default_factory=MeshConfig)
+    checkpoint: Checkpoint = run_field(default_factory=Checkpoint)
+    log: Log = run_field(default_factory=Log)
+    eval: Eval = run_field(default_factory=Eval)
+    report: Report = run_field(default_factory=Report)
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError(
+                f"steps={self.steps}, tokens={self.tokens}: set exactly one of them, the budget in "
+                "updates or in rows"
+            )
+        if self.n_steps < 1:
+            raise ValueError(
+                f"steps={self.steps}, tokens={self.tokens}: less than one batch of "
+                f"{self.stream.batch} rows"
+            )
+        if self.stream.batch % self.mesh.data:
+            raise ValueError(
+                f"stream.batch={self.stream.batch} is not divisible by mesh.data={self.mesh.data}; "
+                f"use a multiple of {self.mesh.data}"
+            )
+        check_divisible(self.sae.specs(), self.mesh)
+
+    @property
+    def n_steps(self) -> int:
+        """The budget in updates."""
+        return self.steps if self.steps is not None else (self.tokens or 0) // self.stream.batch
+
+
+def resolve(mapping: Mapping[str, Any]) -> Config:
+    """The frozen configuration of a mapping (a ConfigDict's ``to_dict()``, or JSON).
+
+    Raises:
+      ConfigError: with the whole path of what is wrong, and the mend.
+    """
+    return build(Config, mapping)
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """What ``resolve`` turns back into ``config``."""
+    return to_dict(config)
+
+
+def describe(config: Config) -> str:
+    """The resolved configuration, the parameter count and an estimate of memory, as text."""
+    specs = config.sae.specs()
+    counts = {name: math.prod(s.shape) for name, s in specs["params"].items()}
+    state = sum(bytes_per_device(tree, config.mesh) for tree in specs.values())
+    weights = bytes_per_device(specs["params"], config.mesh)
+    rows = config.stream.batch // config.mesh.data
+    scores = 4 * rows * config.sae.n // config.mesh.model
+    lines = [
+        json.dumps(to_json(config), indent=1),
+        f"hash            {run_hash(config)}",
+        f"budget          {config.n_steps:,} steps of {config.stream.batch:,} rows",
+        f"learning rate   {config.optim.learning_rate(config.sae.n):.3g}",
+        f"parameters      {sum(counts.values()):,} ({', '.join(f'{k} {v:,}' for k, v in counts.items())})",
+        f"a device holds  {(state + 2 * weights) / 1e6:,.1f} MB of weights and optimiser, "
+        f"{weights / 1e6:,.1f} MB of gradients, {scores / 1e6:,.1f} MB of pre-activations",
+    ]
+    return "\n".join(lines)
+
+
+def run_hash(config: Config) -> str:
+    """12 hexadecimal digits of what is learned: identity fields only."""
+    text = json.dumps(identity(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differences(old: Any, new: Any, path: str = "config") -> list[str]:
+    """Where two identity mappings differ, one line each."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        out = []
+        for key in sorted({*old, *new}):
+            out += differences(old.get(key), new.get(key), f"{path}.{key}")
+        return out
+    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
+
+
+def load(file: str, overrides: Sequence[tuple[str, str]] = (), cls: type = Config) -> Any:
+    """The configuration, a ``cls``, of ``path/to/file.py[:arg]`` with ``(("sae.k", "64"), ...)`` put in.
+
+    Values are Python literals (64, 1e-3, None, True, (0, 1)); anything else is a string. An override
+    of a field that the file sets goes through its ConfigDict, so that references to it follow.
+
+    Raises:
+      ConfigError: no such file, no ``get_config`` in it, an unknown key, or what ``resolve`` raises.
+    """
+    path, _, arg = file.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise ConfigError(f"--config={file}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"config_{pathlib.Path(path).stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config={path}: the file has no get_config(arg) function")
+    config = module.get_config(arg) if arg else module.get_config()
+    rest = [(key, text) for key, text in overrides if not _set(config, key, text)]
+    if not rest:
+        return build(cls, config.to_dict())
+    mapping = to_dict(build(cls, config.to_dict()))
+    for key, text in rest:
+        _override(mapping, key, text)
+    return build(cls, mapping)
+
+
+def _set(config: Any, key: str, text: str) -> bool:
+    """Put an override into a ConfigDict that has the field; whether it has."""
+    *parents, last = key.split(".")
+    for part in parents:
+        config = config.get(part, None) if hasattr(config, "ignore_type") else None
+    if not hasattr(config, "ignore_type") or last not in config or last == "name":
+        return False
+    if hasattr(config[last], "ignore_type"):
+        return False
+    with config.ignore_type():
+        config[last] = literal(text)
+    return True
+
+
+def _override(mapping: dict[str, Any], key: str, text: str) -> None:
+    """Put an override of a field that the file leaves at its default into the whole mapping."""
+    *parents, last = key.split(".")
+    node, seen = mapping, "config"
+    for part in parents:
+        if not isinstance(node.get(part), dict):
+            sections = sorted(k for k, v in node.items() if isinstance(v, dict))
+            raise ConfigError(
+                f"--config.{key}: {seen} has no section {part!r}{near(part, sections)}; "
+                f"sections: {', '.join(sections)}"
+            )
+        node, seen = node[part], f"{seen}.{part}"
+    if last not in node:
+        raise ConfigError(
+            f"--config.{key}: {seen} has no field {last!r}{near(last, node)}; its fields: "
+            f"{', '.join(sorted(node))}"
+        )
+    if isinstance(node[last], dict):
+        raise ConfigError(f"--config.{key}: a section; override its fields one by one")
+    if last == "name":
+        raise ConfigError(
+            f"--config.{key}={text}: another kind of thing is chosen by the config's argument "
+            "(--config=FILE.py:ARG), since its fields are others too"
+        )
+    node[last] = literal(text)
+
+
+def literal(text: str) -> Any:
+    """The Python literal that ``text`` is, or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)

@@ -1,0 +1,298 @@
+"""The training loop, top to bottom: stores, state, steps, checkpoints, evaluation, report.
+
+Every stage is resumable: a second call goes on where a killed one stopped, a finished run says so.
+"""
+
+import json
+import logging
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+
+from saex import distributed, metrics
+from saex.checkpoint import Checkpointer, versions
+from saex.config import Config, differences, run_hash, to_json
+from saex.data.store import Store
+from saex.registry import ConfigError, identity
+from saex.sharding import bytes_per_device, make_mesh
+from saex.train.state import abstract_state, init_state
+from saex.train.step import hyper_arrays, make_step
+
+EXIT_PREEMPTED = 42  # a checkpoint was saved; whoever launched this may start it again
+EXIT_NAN = 3  # not a code that restarts: the same numbers would come again
+SAMPLE_ROWS = 32_768  # rows that initial means, medians and norms are taken from
+
+log = logging.getLogger("saex")
+
+
+class Preempted(Exception):
+    """SIGTERM came; what can be saved has been."""
+
+
+class NotFinite(RuntimeError):
+    """The loss or a parameter is not finite; the message names the last good step."""
+
+
+def train(config: Config, workdir: str, extend: bool = False, allow_change: bool = False) -> Any:
+    """Run ``config`` in ``workdir`` to its end, from wherever an earlier call left it.
+
+    Args:
+      config: a resolved configuration.
+      workdir: made if it is not there; holds all that the run writes.
+      extend: allow a larger budget than the workdir's earlier configuration has.
+      allow_change: allow any other change of identity fields.
+
+    Returns:
+      The content of ``eval.json``.
+
+    Raises:
+      ConfigError: the workdir is of another configuration.
+      Preempted: SIGTERM; the state is saved. NotFinite: the run cannot go on.
+    """
+    folder = _claim(config, pathlib.Path(workdir), extend, allow_change)
+    done = folder / "DONE.json"
+    if done.exists() and json.loads(done.read_text()).get("steps") == config.n_steps:
+        log.info("%s is done (%s); nothing to do", folder, done)
+        return json.loads((folder / "eval.json").read_text())
+    started = time.time()
+    with _Sigterm() as stop:
+        _say_plan(config, folder)
+        subject, store, heldout = _stores(config, folder, stop)
+        state = _fit(config, folder, store, heldout, stop)
+        result = evaluate(config, folder, state, subject, store, heldout)
+        if config.report.enabled:
+            write_report(config, folder, heldout, subject)
+    if distributed.is_main():
+        record = {"steps": config.n_steps, "seconds": round(time.time() - started, 1)}
+        _write_json(done, {**record, "versions": versions()})
+    distributed.barrier("done")
+    log.info("done: %s", folder)
+    return result
+
+
+# --------------------------------------------------------------------------------------- the steps
+
+
+def _fit(config: Config, folder: pathlib.Path, store: Any, heldout: Any, stop: Any) -> Any:
+    """Update until the budget is spent; returns the final params."""
+    sae, optim, steps = config.sae, config.optim, config.n_steps
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        stream = config.stream.open(store, {"x": config.site}, config.seed, mesh)
+        log.info("stream: %s", stream.info)
+        checkpointer = Checkpointer(folder, config.checkpoint.keep)
+        state, first = _restore_or_init(config, checkpointer, stream, mesh)
+        step_fn = make_step(sae, optim, steps)
+        hyper, key = hyper_arrays(sae, optim), jax.random.key(config.seed)
+        log.info("learning rate %.3g, %d steps of %d rows", float(hyper["lr"]), steps, stream.batch)
+        writer = metrics.Writer(folder, first, config.log.tensorboard)
+        progress = metrics.Progress("train", steps, first)
+        saved, pending = first, None  # pending: metrics of the step before, read one step late
+        batches = stream.iterate(first)
+        clock = _Clock()
+
+        for step in range(first, steps):
+            with clock("wait"):
+                batch = next(batches)
+            state, out = step_fn(state, batch, key, hyper)
+            if pending is not None:
+                _record(writer, progress, config, *pending, saved, clock)
+            pending = (step + 1, out)
+            stopping = stop.agreed(step)
+            if (step + 1) % config.checkpoint.every == 0 or step + 1 == steps or stopping:
+                _record(writer, progress, config, *pending, saved, clock)
+                pending = None  # seen finite: the state may be saved
+                checkpointer.save(state, to_json(config), run_hash(config), {"step": step + 1})
+                saved = step + 1
+            if stopping and step + 1 < steps:
+                checkpointer.close()
+                writer.close()
+                raise Preempted(f"SIGTERM: saved step {saved} of {steps}; run again to go on")
+            if config.eval.every and (step + 1) % config.eval.every == 0:
+                writer.write(step + 1, _small_eval(config, state, heldout))
+        checkpointer.close()
+        progress.close()
+        writer.close()
+    return state.params
+
+
+def _restore_or_init(config: Config, checkpointer: Any, stream: Any, mesh: Any) -> tuple[Any, int]:
+    tx, strategy = config.optim.transformation(), config.mesh.strategy
+    restored = checkpointer.restore(abstract_state(config.sae, tx, mesh, strategy))
+    if restored is not None:
+        state, meta = restored
+        log.info("resumed at step %d", meta["step"])
+        return state, meta["step"]
+    sample = stream.sample(SAMPLE_ROWS)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    return init_state(config.sae, tx, key, sample, mesh, strategy), 0
+
+
+def _record(writer, progress, config, step, out, saved, clock) -> None:
+    """Look at the metrics of a step that has (almost surely) finished."""
+    if not bool(out["finite"]):
+        raise NotFinite(
+            f"the loss or a parameter is not finite at step {step}; the last good checkpoint is of "
+            f"step {saved}. Lower optim.lr, set optim.clip=1.0, or look at the data"
+        )
+    if step % config.log.every == 0 or step in (1, config.n_steps):
+        values = {k: float(v) for k, v in out.items() if k != "finite"}
+        values |= {"tokens": step * config.stream.batch, **clock.read(step)}
+        writer.write(step, values)
+        note = "  ".join(f"{k} {values[k]:.4g}" for k in ("loss", "fvu", "l0") if k in values)
+        progress.update(step, note)
+
+
+class _Clock:
+    """Seconds a step, and the part of them that the loop waited for data."""
+
+    def __init__(self) -> None:
+        self._t0, self._step, self._waited = time.perf_counter(), None, 0.0
+
+    def __call__(self, what: str) -> "_Clock":
+        return self
+
+    def __enter__(self) -> None:
+        self._entered = time.perf_counter()
+
+    def __exit__(self, *args: Any) -> None:
+        self._waited += time.perf_counter() - self._entered
+
+    def read(self, step: int) -> dict[str, float]:
+        """Averages since the last reading."""
+        now, last = time.perf_counter(), self._step
+        steps = step - last if last is not None else step
+        out = {
+            "step_seconds": (now - self._t0) / max(steps, 1),
+            "wait_share": self._waited / max(now - self._t0, 1e-9),
+        }
+        self._t0, self._step, self._waited = now, step, 0.0
+        return out
+
+
+# --------------------------------------------------------------------------------- before and after
+
+
+def _claim(config: Config, folder: pathlib.Path, extend: bool, allow_change: bool) -> pathlib.Path:
+    """Make the workdir this configuration's own, or refuse."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={folder} cannot be written to ({error.strerror}); choose another folder"
+        ) from error
+    path = folder / "config.json"
+    if path.exists():
+        old = _identity_of(json.loads(path.read_text()))
+        changed = differences(old, json.loads(json.dumps(identity(config))))
+        budget = [d for d in changed if d.startswith(("config.steps:", "config.tokens:"))]
+        if extend and budget and config.n_steps >= json.loads(path.read_text())["n_steps"]:
+            changed = [d for d in changed if d not in budget]
+        if changed and not allow_change:
+            mend = "--extend continues with a larger budget; " if changed == budget else ""
+            raise ConfigError(
+                f"{folder} holds a run of another configuration:\n  "
+                + "\n  ".join(changed)
+                + f"\n{mend}choose another --workdir, or --allow_config_change to go on regardless"
+            )
+    if distributed.is_main():
+        record = {"config": to_json(config), "identity": identity(config)}
+        _write_json(path, {**record, "hash": run_hash(config), "n_steps": config.n_steps})
+    return folder
+
+
+def _identity_of(record: dict[str, Any]) -> Any:
+    return record["identity"]
+
+
+def _stores(config: Config, folder: pathlib.Path, stop: Any) -> tuple[Any, Any, Any]:
+    """(subject, train store, held-out store): harvested if no store is named."""
+    from saex.harvest import harvest
+
+    model, params = config.subject.load()
+    subject = (model, params)
+    if config.store is not None:
+        root = pathlib.Path(config.store)
+        return subject, Store.open(root / "train"), Store.open(root / "heldout")
+    if config.site not in model.sites:
+        raise ConfigError(f"config.site={config.site!r}: choose from {sorted(model.sites)}")
+    if model.sites[config.site] != config.sae.d_in:
+        raise ConfigError(
+            f"config.sae.d_in={config.sae.d_in}, but {config.site} has width "
+            f"{model.sites[config.site]}"
+        )
+    out = [
+        harvest(
+            model,
+            params,
+            config.text,
+            split,
+            folder / "store" / split,
+            config.harvest,
+            sites=(config.site,),
+            seed=config.seed,
+            progress=stop.check,
+        )
+        for split in ("train", "heldout")
+    ]
+    return subject, *out
+
+
+def _say_plan(config: Config, folder: pathlib.Path) -> None:
+    specs = config.sae.specs()
+    size = bytes_per_device(specs["params"], config.mesh)
+    log.info(
+        "%s: %s of %d latents on %s, %d steps x %d rows; state %.1f MB a device; %s",
+        run_hash(config),
+        type(config.sae).__name__,
+        config.sae.n,
+        config.site,
+        config.n_steps,
+        config.stream.batch,
+        3 * size / 1e6,
+        folder,
+    )
+
+
+def _write_json(path: pathlib.Path, content: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+class _Sigterm:
+    """Notes SIGTERM; the loop asks for it at every step, harvesting between segments."""
+
+    def __enter__(self) -> "_Sigterm":
+        self.came = False
+        try:
+            self._old = signal.signal(signal.SIGTERM, self._note)
+        except ValueError:  # not the main thread: somebody else handles signals
+            self._old = None
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        if self._old is not None:
+            signal.signal(signal.SIGTERM, self._old)
+
+    def _note(self, *args: Any) -> None:
+        self.came = True
+
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after this step: the same answer on every process."""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.came
+
+    def check(self, *args: Any) -> None:
+        """Stop here and now if SIGTERM came."""
+        if self.came:
+            raise Preempted("SIGTERM: what was committed stays; run again to go on")
