@@ -1,7 +1,10 @@
 """Harvest: what is written, where it goes on, what it refuses."""
 
 import dataclasses
+import os
+import pathlib
 import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,18 @@ from saex.data.manifest import StoreError
 from saex.data.store import Store
 from saex.data.text import Document
 from saex.harvest import Harvest, harvest
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """In memory where that can be: each commit waits for the disk many times."""
+    shm = pathlib.Path("/dev/shm")
+    if not (shm.is_dir() and os.access(shm, os.W_OK)):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=shm, prefix="saex-test-") as folder:
+        yield pathlib.Path(folder)
+
 
 CONTEXT = 16
 CFG = Harvest(rows=2000, heldout_rows=300, batch=4, segment_rows=300, chunk_rows=64)
