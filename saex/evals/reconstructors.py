@@ -1,0 +1,91 @@
+"""What can stand in an activation's place: a dictionary's output, a constant, a control's."""
+
+import contextlib
+import dataclasses
+import functools
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float
+
+
+@runtime_checkable
+class Reconstructor(Protocol):
+    """Rows in, rows out, each by itself."""
+
+    @property
+    def l0(self) -> float | None:
+        """How many numbers a row is described by, where that is fixed beforehand."""
+        ...
+
+    def reconstruct(self, x: Any, tokens: Any) -> Any:
+        """float32 [b, d] in place of raw rows x [b, d]; tokens int32 [b], or None."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OfDictionary:
+    """A dictionary with its params, wherever they lie."""
+
+    sae: Any
+    params: Any
+    l0: None = None
+
+    def reconstruct(self, x: Any, tokens: Any) -> Any:
+        """decode(encode(x))."""
+        return self.measure(x)[0]
+
+    def measure(self, x: Any) -> tuple[Any, Any, Any]:
+        """(reconstruction [b, d], active latents [b], sum of |code| [b]) of raw rows [b, d]."""
+        with on_mesh_of(self.params):
+            return jax.tree.map(local, _measure(self.sae, self.params, x))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constant:
+    """The same vector [d] for every row: an ablation."""
+
+    value: Any
+    l0: float | None = 0.0
+
+    def reconstruct(self, x: Any, tokens: Any) -> Any:
+        """The vector, b times."""
+        value = np.asarray(self.value, np.float32)
+        return jnp.broadcast_to(value[None], (x.shape[0], value.shape[0]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _measure(sae: Any, params: Any, x: Float[Array, "b d"]) -> tuple[Any, Any, Any]:
+    codes = sae.encode(params, x)
+    y = sae.decode(params, codes, x).astype(jnp.float32)
+    active = jnp.sum(codes.values != 0, axis=1, dtype=jnp.int32)
+    size = jnp.sum(jnp.abs(codes.values), axis=1, dtype=jnp.float32)
+    return everywhere((y, active, size))
+
+
+# ------------------------------------------------------------------------------ params on a mesh
+
+
+def on_mesh_of(params: Any) -> contextlib.AbstractContextManager:
+    """The mesh that params lie on, set for the block; nothing where one is set or there is none."""
+    if jax.sharding.get_abstract_mesh().empty:
+        for leaf in jax.tree.leaves(params):
+            sharding = getattr(leaf, "sharding", None)
+            if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, jax.sharding.Mesh):
+                return jax.set_mesh(sharding.mesh)
+    return contextlib.nullcontext()
+
+
+def everywhere(tree: Any) -> Any:
+    """Inside a jitted function: every array whole on every device of the mesh, if there is one."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.tree.map(lambda a: jax.reshard(a, jax.P()), tree)
+
+
+def local(x: jax.Array) -> jax.Array:
+    """This process's copy of an array that is whole on every device, on one device."""
+    return x.addressable_data(0)

@@ -1,0 +1,103 @@
+"""Rows of a store as evaluations read them: fixed-size blocks, spread evenly, with their masks."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Block(NamedTuple):
+    """One block of ``batch`` rows; the last of a store is filled up with rows that do not count.
+
+    x: [batch, d] in the stored dtype. tokens, positions: int32 [batch], or None where the store has
+    no such column. kept: bool [batch], rows that count. start: the store's row number of row 0.
+    """
+
+    x: np.ndarray
+    tokens: np.ndarray | None
+    positions: np.ndarray | None
+    kept: np.ndarray
+    start: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """One site's column of an open ``saex.data.store.Store``, and the rows that do not count.
+
+    Fields:
+      store: the store; its columns ``tokens`` and ``position`` are used where there are any.
+      site: the column of activations.
+      skip_positions: positions in the context that are left out (a store without positions has
+        none to leave out). skip_tokens: token ids that are left out.
+      batch: rows a block; shapes are fixed, so that one program serves all.
+    """
+
+    store: Any
+    site: str
+    skip_positions: tuple[int, ...] = ()
+    skip_tokens: tuple[int, ...] = ()
+    batch: int = 4096
+
+    def __post_init__(self) -> None:
+        self.store.column(self.site)
+        if self.batch < 1:
+            raise ValueError(f"batch={self.batch}: at least 1 row a block is needed")
+        if self.store.rows == 0:
+            raise ValueError(f"the store of site {self.site!r} has no rows: harvest some")
+
+    def check_width(self, d: int) -> None:
+        """Raise the store's error where its rows are not vectors of width ``d``."""
+        self.store.column(self.site, width=d)
+
+    def blocks(self, at_most: int | None = None) -> Iterator[Block]:
+        """All rows in order or, of a larger store, about ``at_most`` in blocks spread evenly."""
+        count = -(-self.store.rows // self.batch)
+        wanted = count if at_most is None else min(count, -(-at_most // self.batch))
+        for i in evenly(count, wanted):
+            yield self._block(int(i) * self.batch)
+
+    def _block(self, start: int) -> Block:
+        stop = min(start + self.batch, self.store.rows)
+        tokens, positions = (self._column(n, start, stop) for n in ("tokens", "position"))
+        kept = np.arange(self.batch) < stop - start
+        kept &= keep(tokens, self.skip_tokens, self.batch)
+        kept &= keep(positions, self.skip_positions, self.batch)
+        x = _filled(self.store.read(self.site, start, stop), self.batch)
+        return Block(x, tokens, positions, kept, start)
+
+    def _column(self, name: str, start: int, stop: int) -> np.ndarray | None:
+        if name not in self.store.columns:
+            return None
+        return _filled(self.store.read(name, start, stop).astype(np.int32), self.batch)
+
+
+def keep(values: np.ndarray | None, skipped: tuple[int, ...], count: int) -> np.ndarray:
+    """Bool [count]: which values are not among the skipped; all where there are no values."""
+    if values is None or not skipped:
+        return np.ones(count, bool)
+    return ~np.isin(values, skipped)
+
+
+def evenly(count: int, wanted: int) -> np.ndarray:
+    """``wanted`` of the numbers 0..count-1, in order and equally far apart."""
+    return np.arange(wanted, dtype=np.int64) * count // max(wanted, 1)
+
+
+def thin(items: Iterable[Any], at_most: int) -> list[Any]:
+    """At most ``at_most`` items, spread evenly over a stream of unknown length."""
+    kept, stride = [], 1
+    for i, item in enumerate(items):
+        if i % stride == 0:
+            kept.append(item)
+        if len(kept) == 2 * at_most:
+            kept, stride = kept[::2], stride * 2
+    return [kept[i] for i in evenly(len(kept), min(at_most, len(kept)))]
+
+
+def _filled(rows: np.ndarray, count: int) -> np.ndarray:
+    if len(rows) == count:
+        return rows
+    out = np.zeros((count, *rows.shape[1:]), rows.dtype)
+    out[: len(rows)] = rows
+    return out

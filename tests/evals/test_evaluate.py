@@ -1,0 +1,79 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from eval_cases import SITE
+
+from saex.evals import EVALS, Contexts, controls, evaluate, table
+from saex.evals.rows import thin
+from saex.sae import ReLU, TopK
+from saex.sharding import MeshConfig, make_mesh, shardings
+
+WANTED = """fvu l0 mse cosine dead_fraction dense_fraction ce_clean ce_reconstructed
+ce_mean_ablated ce_zero_ablated loss_recovered loss_recovered_mean fvu_without_first kl
+tokens""".split()
+
+
+@pytest.fixture(params=[TopK(16, 64, 4), ReLU(16, 64)], ids=["topk", "relu"])
+def sae(request):
+    return request.param
+
+
+def with_controls(lm, sae, k=4):
+    fitted = controls.fit(lm.rows, sae, jax.random.key(1), k)
+    return dataclasses.replace(lm, controls=fitted)
+
+
+def params_of(sae, lm, key=0):
+    x = lm.rows.store.read(SITE)
+    return sae.init(jax.random.key(key), {"x": jnp.asarray(x, jnp.float32)})[0]
+
+
+def test_everything_that_was_promised_is_there(lm, sae):
+    out = evaluate(sae, params_of(sae, lm), with_controls(lm, sae))
+    assert set(WANTED) <= set(out)
+    assert all(np.isfinite(v) and isinstance(v, float) for v in out.values())
+    assert json.loads(json.dumps(out)) == out
+    for control in ("pca", "untrained", "token_mean"):
+        for metric in ("fvu", "cosine", "ce_reconstructed", "ce_increase", "loss_recovered_mean"):
+            assert f"{control}.{metric}" in out
+    text = table(out)
+    widths = {len(line) for line in text.splitlines()[2:6]}
+    assert len(widths) == 1 and "per-token mean" in text and "dead latents" in text
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (2, 4)])
+def test_a_mesh_changes_nothing(lm, sae, mesh):
+    params = params_of(sae, lm)
+    alone = evaluate(sae, params, lm)
+    mesh = make_mesh(MeshConfig(*mesh))
+    spread = jax.device_put(params, shardings(sae.specs()["params"], mesh))
+    assert {k: pytest.approx(v, rel=1e-4, abs=1e-6) for k, v in alone.items()} == evaluate(
+        sae, spread, lm
+    )
+
+
+def test_the_table_of_evaluations_has_frozen_dataclasses():
+    for cls in EVALS.values():
+        assert dataclasses.is_dataclass(cls()) and cls.__dataclass_params__.frozen
+        assert callable(cls().run) and cls.__doc__
+
+
+def test_thinning_spreads_evenly_over_a_stream():
+    picked = thin(range(1000), 10)
+    assert len(picked) == 10 and max(np.diff([*picked, 1000])) <= 200
+    assert thin(range(3), 10) == [0, 1, 2]
+    with pytest.raises(ValueError, match="no held-out text"):
+        Contexts.stack([])
+
+
+def test_contexts_keep_tokens_and_lengths():
+    from saex.data.text import Document, chunk
+
+    chunks = chunk(iter([Document("a", "abcdefg")]), lambda s: [ord(c) for c in s], 5, 256)
+    texts = Contexts.stack(chunks)
+    assert texts.lengths.tolist() == [5, 4]
+    assert texts.tokens[1, :4].tolist() == [256, ord("e"), ord("f"), ord("g")]
