@@ -3,6 +3,7 @@
 Every stage is resumable: a second call goes on where a killed one stopped, a finished run says so.
 """
 
+import dataclasses
 import json
 import logging
 import pathlib
@@ -12,12 +13,13 @@ from typing import Any
 
 import jax
 
-from saex import distributed, metrics
-from saex.checkpoint import Checkpointer, versions
-from saex.config import Config, differences, run_hash, to_json
+from saex import distributed, evals, metrics
+from saex.checkpoint import Checkpointer, load_sae, versions
+from saex.config import Config, differences, resolve, run_hash, to_json
 from saex.data.store import Store
+from saex.harvest import harvest
 from saex.registry import ConfigError, identity
-from saex.sharding import bytes_per_device, make_mesh
+from saex.sharding import make_mesh
 from saex.train.state import abstract_state, init_state
 from saex.train.step import hyper_arrays, make_step
 
@@ -59,25 +61,96 @@ def train(config: Config, workdir: str, extend: bool = False, allow_change: bool
         return json.loads((folder / "eval.json").read_text())
     started = time.time()
     with _Sigterm() as stop:
-        _say_plan(config, folder)
-        subject, store, heldout = _stores(config, folder, stop)
-        state = _fit(config, folder, store, heldout, stop)
-        result = evaluate(config, folder, state, subject, store, heldout)
-        if config.report.enabled:
-            write_report(config, folder, heldout, subject)
+        log.info(_plan(config, folder))
+        store, heldout = _stores(config, folder, stop)
+        _fit(config, folder, store, heldout, stop)
+        result = {}
+        if distributed.is_main():
+            result = evaluate_run(folder)
+            stop.check()
+            if config.report.enabled:
+                report_run(folder)
     if distributed.is_main():
         record = {"steps": config.n_steps, "seconds": round(time.time() - started, 1)}
         _write_json(done, {**record, "versions": versions()})
     distributed.barrier("done")
-    log.info("done: %s", folder)
+    log.info("done in %.0f s: %s", time.time() - started, folder)
     return result
+
+
+def evaluate_run(workdir: str | pathlib.Path) -> dict[str, float]:
+    """Evaluate a run's newest checkpoint on its held-out store; writes and returns eval.json.
+
+    Raises:
+      CheckpointError, StoreError: nothing to evaluate, or nothing to evaluate it on.
+    """
+    config, folder, sae, params, heldout = _open_run(workdir)
+    if config.eval.controls:
+        k = getattr(sae, "k", None)
+        if k is None:  # as many numbers as the dictionary uses
+            k = round(evals.Reconstruction(32_768).run(sae, params, heldout)["l0"])
+        train_rows = _rows(config, Store.open(_store_folder(config, folder) / "train"))
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        controls = evals.controls.fit(train_rows, sae, key, k=max(1, min(k, sae.d_in)))
+        heldout = dataclasses.replace(heldout, controls=controls)
+    chosen = {
+        "reconstruction": evals.Reconstruction(min(config.eval.rows, 262_144)),
+        "density": evals.Density(config.eval.rows),
+        "cross_entropy": evals.CrossEntropy(config.eval.contexts),
+    }
+    result = evals.evaluate(sae, params, heldout, chosen)
+    for note in heldout.notes():
+        log.info(note)
+    _write_json(folder / "eval.json", {k: v if v == v else None for k, v in result.items()})
+    return result
+
+
+def report_run(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Write report.html of a run's newest checkpoint; returns its path."""
+    from saex import report
+
+    config, folder, sae, params, heldout = _open_run(workdir)
+    evaluation = folder / "eval.json"
+    return report.write(
+        folder / "report.html",
+        sae=sae,
+        params=params,
+        heldout=heldout,
+        config=to_json(config),
+        history=metrics.read(folder),
+        evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else {},
+        latents=config.report.latents,
+        contexts=config.report.contexts,
+    )
+
+
+def _open_run(workdir: str | pathlib.Path) -> tuple[Config, pathlib.Path, Any, Any, Any]:
+    folder = pathlib.Path(workdir)
+    path = folder / "config.json"
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: {folder} is not a run's workdir")
+    config = resolve(json.loads(path.read_text())["config"])
+    sae, params = load_sae(folder)
+    model, model_params = config.subject.load() if config.subject is not None else (None, None)
+    store = Store.open(_store_folder(config, folder) / "heldout")
+    heldout = evals.HeldOut(_rows(config, store), model, model_params)
+    return config, folder, sae, params, heldout
+
+
+def _rows(config: Config, store: Any) -> Any:
+    skip = config.stream
+    return evals.Rows(store, config.site, skip.exclude_positions, skip.exclude_tokens)
+
+
+def _store_folder(config: Config, folder: pathlib.Path) -> pathlib.Path:
+    return folder / "store" if config.store is None else pathlib.Path(config.store)
 
 
 # --------------------------------------------------------------------------------------- the steps
 
 
-def _fit(config: Config, folder: pathlib.Path, store: Any, heldout: Any, stop: Any) -> Any:
-    """Update until the budget is spent; returns the final params."""
+def _fit(config: Config, folder: pathlib.Path, store: Any, heldout: Any, stop: Any) -> None:
+    """Update until the budget is spent and its last state is saved."""
     sae, optim, steps = config.sae, config.optim, config.n_steps
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
@@ -112,11 +185,14 @@ def _fit(config: Config, folder: pathlib.Path, store: Any, heldout: Any, stop: A
                 writer.close()
                 raise Preempted(f"SIGTERM: saved step {saved} of {steps}; run again to go on")
             if config.eval.every and (step + 1) % config.eval.every == 0:
-                writer.write(step + 1, _small_eval(config, state, heldout))
+                values = Reconstruction(16_384).run(
+                    sae, state.params, HeldOut(_rows(config, heldout))
+                )
+                writer.write(step + 1, {f"heldout/{k}": v for k, v in values.items()})
         checkpointer.close()
         progress.close()
         writer.close()
-    return state.params
+        stream.close()
 
 
 def _restore_or_init(config: Config, checkpointer: Any, stream: Any, mesh: Any) -> tuple[Any, int]:
@@ -211,52 +287,50 @@ def _identity_of(record: dict[str, Any]) -> Any:
     return record["identity"]
 
 
-def _stores(config: Config, folder: pathlib.Path, stop: Any) -> tuple[Any, Any, Any]:
-    """(subject, train store, held-out store): harvested if no store is named."""
-    from saex.harvest import harvest
-
-    model, params = config.subject.load()
-    subject = (model, params)
+def _stores(config: Config, folder: pathlib.Path, stop: Any) -> tuple[Any, Any]:
+    """(train store, held-out store): harvested into the workdir if no store is named."""
+    root = _store_folder(config, folder)
     if config.store is not None:
-        root = pathlib.Path(config.store)
-        return subject, Store.open(root / "train"), Store.open(root / "heldout")
-    if config.site not in model.sites:
-        raise ConfigError(f"config.site={config.site!r}: choose from {sorted(model.sites)}")
-    if model.sites[config.site] != config.sae.d_in:
-        raise ConfigError(
-            f"config.sae.d_in={config.sae.d_in}, but {config.site} has width "
-            f"{model.sites[config.site]}"
+        stores = Store.open(root / "train"), Store.open(root / "heldout")
+    else:
+        model, params = config.subject.load()
+        if config.site not in model.sites:
+            raise ConfigError(f"config.site={config.site!r}: choose from {sorted(model.sites)}")
+        _check_width(config, model.sites[config.site])
+        stores = tuple(
+            _harvest(config, model, params, split, root / split, stop)
+            for split in ("train", "heldout")
         )
-    out = [
-        harvest(
-            model,
-            params,
-            config.text,
-            split,
-            folder / "store" / split,
-            config.harvest,
-            sites=(config.site,),
-            seed=config.seed,
-            progress=stop.check,
-        )
-        for split in ("train", "heldout")
-    ]
-    return subject, *out
+    _check_width(config, stores[0].column(config.site).shape[0])
+    return stores
 
 
-def _say_plan(config: Config, folder: pathlib.Path) -> None:
-    specs = config.sae.specs()
-    size = bytes_per_device(specs["params"], config.mesh)
-    log.info(
-        "%s: %s of %d latents on %s, %d steps x %d rows; state %.1f MB a device; %s",
-        run_hash(config),
-        type(config.sae).__name__,
-        config.sae.n,
-        config.site,
-        config.n_steps,
-        config.stream.batch,
-        3 * size / 1e6,
-        folder,
+def _harvest(config: Config, model: Any, params: Any, split: str, path: Any, stop: Any) -> Any:
+    budget = config.harvest.budget(split)
+    progress = metrics.Progress(f"harvest {split}", budget, unit="row")
+
+    def update(done: int, total: int, rate: float) -> None:
+        stop.check()
+        progress.update(done, f"{rate:,.0f} rows/s")
+
+    store = harvest(
+        model, params, config.text, split, path, config.harvest,
+        sites=(config.site,), seed=config.seed, progress=update,
+    )  # fmt: skip
+    progress.close()
+    log.info("%s: %d rows", path, store.rows)
+    return store
+
+
+def _check_width(config: Config, width: int) -> None:
+    if width != config.sae.d_in:
+        raise ConfigError(f"config.sae.d_in={config.sae.d_in}, but {config.site} has width {width}")
+
+
+def _plan(config: Config, folder: pathlib.Path) -> str:
+    return (
+        f"{folder} {run_hash(config)}: {type(config.sae).__name__} of {config.sae.n} latents on "
+        f"{config.site}, {config.n_steps} steps of {config.stream.batch} rows"
     )
 
 

@@ -8,8 +8,8 @@ a mesh they are the identity, and the same code runs on plain arrays.
 Inside, the codes of a device name its own latents, 0..n/shards-1; outside they are global.
 """
 
+import contextlib
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -147,99 +147,86 @@ def l0(codes: Codes) -> Float[Array, ""]:
 def encode(method: Callable) -> Callable:
     """Map ``encode(self, params, x) -> codes`` over the mesh; codes come out whole and global."""
 
-    def part(self, params, x):
-        return _globalise(method(self, params, x), self.n)
-
-    @functools.wraps(method)
     def public(self, params, x):
-        params, x = jax.tree.map(jnp.asarray, (params, x))
-        args = (params, x)
-        out = jax.tree.unflatten(_structure(self.codes), [a for a in self.codes.AXES])
-        return _over_mesh(functools.partial(part, self), args, (_axes(self, params), ("b",)), out)
+        def part(params, x):
+            return _globalise(method(self, params, x), self.n)
 
-    return _unless_inside(method, public)
+        out = jax.tree.unflatten(_structure(self.codes), list(self.codes.AXES))
+        return _over_mesh(part, (params, x), (_axes(self, params), ("b",)), out, rows=x)
+
+    return _mapped(method, public)
 
 
 def decode(method: Callable) -> Callable:
     """Map ``decode(self, params, codes, context=None) -> rows`` over the mesh."""
 
-    def part(self, params, codes, context):
-        return method(self, params, _localise(codes, self.n), context)
-
-    @functools.wraps(method)
     def public(self, params, codes, context=None):
-        params, codes, context = jax.tree.map(jnp.asarray, (params, codes, context))
+        def part(params, codes, context):
+            return method(self, params, _localise(codes, self.n), context)
+
         codes_axes = jax.tree.unflatten(_structure(type(codes)), list(codes.AXES))
         axes = (_axes(self, params), codes_axes, ("b",))
-        return _over_mesh(
-            functools.partial(part, self), (params, codes, context), axes, ("b", None)
-        )
+        return _over_mesh(part, (params, codes, context), axes, ("b", None), rows=codes)
 
-    return _unless_inside(method, public)
+    return _mapped(method, public)
 
 
 def loss(method: Callable) -> Callable:
     """Map ``loss(self, params, stats, batch, key, step, hyper) -> (scalar, Out)`` over the mesh."""
 
-    @functools.wraps(method)
     def public(self, params, stats, batch, key, step, hyper):
         stats_axes = {k: s.axes for k, s in self.specs()["stats"].items()}
         out = ((), Out(metrics=(), stats=stats_axes, reconstruction=("b", None)))
         axes = (_axes(self, params), stats_axes, ("b",), (), (), ())
         args = (params, stats, batch, key, step, hyper)
-        return _over_mesh(functools.partial(method, self), args, axes, out)
+        return _over_mesh(functools.partial(method, self), args, axes, out, rows=batch)
 
-    return _unless_inside(method, public)
+    return _mapped(method, public)
 
 
-def _unless_inside(method: Callable, public: Callable) -> Callable:
-    """Where a mapped function calls another (a loss its encode), the inner one is plain."""
+def _mapped(method: Callable, public: Callable) -> Callable:
+    """Compiled and mapped from outside; where one mapped method calls another, plain."""
+    compiled = jax.jit(public, static_argnums=0)
 
     @functools.wraps(method)
     def call(self, *args, **kwargs):
-        inside = jax.sharding.get_abstract_mesh().manual_axes
-        return (method if inside else public)(self, *args, **kwargs)
+        if jax.sharding.get_abstract_mesh().manual_axes:
+            return method(self, *args, **kwargs)
+        with _mesh_of((args, kwargs)):
+            return compiled(self, *args, **kwargs)
 
-    call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
     return call
 
 
-def _over_mesh(fn: Callable, args: tuple, in_axes: tuple, out_axes: Any) -> Any:
-    mesh, rules = _find_mesh(args)
-    if mesh is None:
+def _mesh_of(args: Any) -> Any:
+    """Enters the mesh that the arguments lie on, where none is in context."""
+    if jax.sharding.get_abstract_mesh().empty:
+        for leaf in jax.tree.leaves(args):
+            sharding = (
+                None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+            )
+            if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, jax.sharding.Mesh):
+                return jax.set_mesh(sharding.mesh)
+    return contextlib.nullcontext()
+
+
+def _over_mesh(fn: Callable, args: tuple, in_axes: tuple, out_axes: Any, rows: Any) -> Any:
+    """``fn`` on each device's part of ``args``; on plain arrays where no mesh is in context.
+
+    On a mesh of other axes than saex's own, rows stay split as they come, and latents whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return fn(*args)
+    rules = None
+    if not {DATA, MODEL} <= set(mesh.axis_names):
+        split = tuple(jax.typeof(jax.tree.leaves(rows)[0]).sharding.spec)
+        rules = {"b": split[0]} if split and split[0] is not None else {}
     to_spec = functools.partial(spec, rules=rules)
     in_specs = jax.tree.map(to_spec, in_axes, is_leaf=_is_axes)
     out_specs = jax.tree.map(to_spec, out_axes, is_leaf=_is_axes)
-
-    def body(*args):
-        return fn(*args)
-
-    with jax.set_mesh(mesh) if isinstance(mesh, jax.sharding.Mesh) else _nothing():
-        args = tuple(_reshard(a, s) for a, s in zip(args, in_specs))
-        return jax.shard_map(body, in_specs=in_specs, out_specs=out_specs)(*args)
-
-
-def _find_mesh(args: tuple) -> tuple[Any, dict[str, str] | None]:
-    """The mesh to run on, and where rows and latents lie on it; (None, None): a single device.
-
-    The mesh in context, else the one that the arguments lie on. On a mesh of other axes than
-    saex's own, rows stay split as they come and latents are not split.
-    """
-    context = jax.sharding.get_abstract_mesh()
-    mesh: Any = None if context.empty else context
-    if mesh is None:
-        for leaf in jax.tree.leaves(args):
-            sharding = getattr(leaf, "sharding", None)
-            if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, jax.sharding.Mesh):
-                mesh = sharding.mesh
-                break
-    if mesh is None:
-        return None, None
-    if {DATA, MODEL} <= set(mesh.axis_names):
-        return mesh, None
-    rows = getattr(jax.typeof(jax.tree.leaves(args[1])[0]).sharding, "spec", (None,))
-    return mesh, {"b": rows[0]} if len(rows) and rows[0] is not None else {}
+    args = tuple(_reshard(a, s) for a, s in zip(args, in_specs))
+    return jax.shard_map(lambda *a: fn(*a), in_specs=in_specs, out_specs=out_specs)(*args)
 
 
 def _globalise(codes: Codes, n: int) -> Codes:
@@ -309,11 +296,3 @@ def _reshard(tree: Any, specs: Any) -> Any:
     if isinstance(specs, jax.P):
         return jax.tree.map(lambda a: jax.reshard(a, specs), tree)
     return jax.tree.map(lambda a, s: jax.reshard(a, s), tree, specs)
-
-
-class _nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *args: Any) -> None:
-        return None

@@ -66,7 +66,7 @@ class TopK:
 
     def hyper(self) -> dict[str, float]:
         """k and the weight of AuxK."""
-        return {"k": self.k, "aux_coefficient": self.aux_coefficient}
+        return {"k": float(self.k), "aux_coefficient": self.aux_coefficient}
 
     def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
         """Tied rows, b_dec at the sample's centre, encoder scaled so that ||x_hat|| is ||x||."""

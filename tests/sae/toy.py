@@ -1,0 +1,39 @@
+"""Sparse sums of random directions: data whose dictionary is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def directions(features, d, seed=0):
+    rows = np.random.default_rng(seed).normal(size=(features, d))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def batch(D, rows, active, seed):
+    """`active` of the features in each row, with magnitudes in 0.5..1.5; float32 [rows, d]."""
+    rng = np.random.default_rng([seed, 7])
+    chosen = np.argpartition(rng.random((rows, len(D))), active, axis=1)[:, :active]
+    size = rng.uniform(0.5, 1.5, chosen.shape).astype(np.float32)
+    return np.einsum("bk,bkd->bd", size, D[chosen])
+
+
+def fit(sae, batches, optim, mesh, steps, seed=0, change=lambda params: params, hyper=None):
+    """Train on `batches(i)`; returns (params in numpy, list of metrics as floats)."""
+    from saex.train.state import init_state
+    from saex.train.step import hyper_arrays, make_step
+
+    with jax.set_mesh(mesh):
+        sample = {"x": jnp.asarray(batches(10**6))}
+        tx = optim.transformation()
+        state = init_state(sae, tx, jax.random.key(seed), sample, mesh, "tp")
+        state = state.replace(params=change(state.params))
+        step, hyper = make_step(sae, optim, steps), hyper or hyper_arrays(sae, optim)
+        sharding = jax.NamedSharding(mesh, jax.P("data"))
+        history = []
+        for i in range(steps):
+            rows = {"x": jax.device_put(batches(i), sharding)}
+            state, metrics = step(state, rows, jax.random.key(seed), hyper)
+            history.append(metrics)
+        history = [{k: float(v) for k, v in m.items()} for m in history]
+        return jax.device_get(state.params), history
