@@ -89,7 +89,7 @@ def harvest(
     *,
     sites: Sequence[str] = (),
     seed: int = 0,
-    encode: Callable[[str], Sequence[int]] = transformer.encode,
+    encode: Callable[[str], Any] = transformer.encode,
     bos: int = transformer.BOS,
     progress: Progress | None = None,
 ) -> Store:
@@ -164,7 +164,7 @@ def digest_of_params(params: Any) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.ascontiguousarray(leaf)
         total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        total.update(array.view(np.uint8) if array.ndim else array.tobytes())
+        total.update(array.tobytes())
     return total.hexdigest()
 
 
@@ -264,7 +264,9 @@ def _memory(columns: Mapping[str, Column], cfg: Harvest) -> int:
 
 
 def _fields(thing: Any) -> dict[str, Any]:
-    return dataclasses.asdict(thing) if dataclasses.is_dataclass(thing) else {}
+    if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
+        return {}
+    return dataclasses.asdict(thing)
 
 
 def _forward(model: Any, cfg: Harvest) -> Callable:

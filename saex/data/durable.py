@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TEMPORARY = "manifest.json.tmp"
@@ -37,9 +38,10 @@ def write_synced(path: Path, text: str) -> None:
 
 def sync_folders(folder: Path) -> None:
     """Makes the names in a folder, in those below it and its own durable."""
-    for root, _, _ in os.walk(folder):
-        _sync(Path(root))
-    _sync(folder.parent)
+    folders = [folder.parent, *(Path(root) for root, _, _ in os.walk(folder))]
+    # Side by side, so that the file system can put them into one commit of its journal.
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(_sync, folders))
 
 
 def _sync(folder: Path) -> None:

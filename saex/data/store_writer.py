@@ -248,8 +248,7 @@ class StoreWriter:
                 shutil.rmtree(self.path / name, ignore_errors=True)
             raise self._failure(err) from err
         self._manifest, self._parts = manifest, parts
-        if new:
-            self._buffer.clear()
+        self._buffer.clear()
 
     def _failure(self, err: Exception) -> StoreError:
         need = self._buffer.rows * sum(c.row_bytes for c in self._manifest.columns.values())

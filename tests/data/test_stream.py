@@ -1,6 +1,8 @@
 """The stream: the right rows in the right order on the right devices, from any step."""
 
 import gc
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import ml_dtypes
@@ -10,7 +12,10 @@ from jax.sharding import AxisType
 
 import saex.data.stream as stream
 from saex.data import Column, Store, StoreError, StoreWriter
+from saex.data.exclude import resolve
+from saex.data.order import Order
 from saex.data.stream import Stream
+from saex.data.windows import Windows
 
 D = 12
 CONTEXT = 10
@@ -267,6 +272,31 @@ def test_a_shard_altered_under_a_running_job_stops_it_by_name(opened, tmp_path, 
     iterator.close()
 
 
+def test_threads_that_jump_about_do_not_disturb_each_other(store, opened):
+    config = Stream(batch=64, window=1, exclude_positions=())
+    steps = np.random.default_rng(0).integers(0, 200, (4, 50)).tolist()
+    quiet, busy = opened(config, store), opened(config, store)
+    expected = {s: quiet.gather(s * 64, s * 64 + 64)["row"].tolist() for s in range(200)}
+
+    def visit(own):
+        return [busy.gather(s * 64, s * 64 + 64)["row"].tolist() == expected[s] for s in own]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(all(ok) for ok in pool.map(visit, steps))
+
+
+def test_a_window_in_use_keeps_its_buffers(store):
+    kept = resolve(store, (), ())
+    windows = Windows(store, ["row"], Order(kept.counts, seed=0, window=5), kept)
+    with windows.borrow(0, 0) as held:
+        before = held.buffers["row"].copy()
+        for other in (3, 5, 7, 9, 11):
+            with windows.borrow(0, other) as window:
+                assert not (window.buffers["row"] == before).all()
+        assert (held.buffers["row"] == before).all()
+    windows.close()
+
+
 def test_windows_are_read_ahead_and_buffers_used_again(store, opened, monkeypatch):
     reads = []
     original = Store.read_ranges
@@ -277,6 +307,11 @@ def test_windows_are_read_ahead_and_buffers_used_again(store, opened, monkeypatc
 
     batches = opened(PLAIN, store, columns=["row"])
     monkeypatch.setattr(Store, "read_ranges", counted)
+    batches.batch_at(0)
+    deadline = time.monotonic() + 20
+    while len(reads) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(reads) == 2, "the next window was not read ahead"
     for step in range(2 * ROWS // 64):
         batches.batch_at(step)
     windows = 2 * batches.info["windows_per_epoch"]
