@@ -4,7 +4,10 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +147,32 @@ def test_stopped_and_gone_on_is_unbroken_bit_for_bit(tmp_path, stop):
         assert stats.count == store.stats[name].count
         if stats.sum is not None:
             assert (stats.sum == store.stats[name].sum).all()
+
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_harvest
+test_harvest.run(sys.argv[2], progress=lambda done, *_: print(done, flush=True))
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_harvest_at_random_moments(tmp_path):
+    whole, rng = run(tmp_path / "whole"), np.random.default_rng(0)
+    command = [sys.executable, "-c", CHILD, str(pathlib.Path(__file__).parent)]
+    for _ in range(6):
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(rng.integers(4, 12)):
+            process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.01))
+        process.kill()
+        process.communicate(timeout=60)
+    store = run(tmp_path / "killed")
+    store.verify()
+    assert content(store) == content(whole) and store.digest == whole.digest
 
 
 def test_a_deleted_segment_is_written_anew_and_the_rest_kept(tmp_path):
