@@ -1,0 +1,108 @@
+"""Every field of a run's configuration, with its default and its meaning: the reference.
+
+    saex train --config=experiments/base.py --dry_run
+    saex train --config=experiments/base.py --dry_run --config.sae.k=64 --config.mesh.data=2
+
+It runs as it stands, but a config of your own names only what differs from the defaults, as
+``experiments/quickstart.py`` does. ``--config=experiments/base.py:relu`` takes the other dictionary.
+A field that says *run* is about where and how: it may change when a workdir is gone on with; all
+others are part of what is learned, of the run's hash, and of what a workdir refuses to mix.
+"""
+
+from ml_collections import ConfigDict
+
+SAES = {
+    "topk": {
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "k": 32,  # active latents a row
+        "aux_coefficient": 1 / 32,  # weight of AuxK, which revives dead latents; 0: without
+        "k_aux": None,  # dead latents that may serve a row; None: the power of two next to d_in / 2
+        "dead_after_tokens": 10_000_000,  # rows without firing after which a latent counts as dead
+        "normalize": "unit_mean_square",  # weights see rows of mean square norm 1; "none": raw rows
+        "b_dec_init": "geometric_median",  # of a sample of rows; or "mean", "zeros"
+        "matmul_dtype": "float32",  # inputs of matmuls; "bfloat16": half the memory traffic
+    },
+    "relu": {
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "l1": 0.02,  # weight of the sum of latents times decoder norms, for normalised rows
+        "l1_warmup_steps": 1000,  # steps over which that weight grows from 0
+        "decoder_norm": 0.1,  # norm of decoder rows at the start
+        "dead_after_tokens": 10_000_000,  # rows without firing: a metric only, nothing is revived
+        "normalize": "unit_mean_square",  # as above
+        "matmul_dtype": "float32",  # as above
+    },
+}
+
+
+def get_config(arg: str = "topk") -> ConfigDict:
+    return ConfigDict(
+        {
+            "sae": {"name": arg, **SAES[arg]},  # the dictionary: a row of saex.sae.SAES
+            "site": "blocks.1.resid_post",  # hook point it is trained on: a column of the store
+            "steps": 1000,  # budget in updates, or ...
+            "tokens": None,  # ... in rows; exactly one of the two; no default
+            "seed": 0,  # of weights, data order and random draws
+            "subject": {  # the model whose activations are taken: a row of saex.models.MODELS
+                "name": "pocket-lm",
+                "matmul": "bfloat16",  # inputs of its matmuls; or "float32"
+            },
+            "text": {  # what it reads: a row of saex.data.SOURCES (stdlib, files, table)
+                "name": "stdlib",
+                "path": "",  # another standard library's folder; "": the running Python's own
+            },
+            "harvest": {  # how text becomes a store of activations
+                "sites": (),  # sites to harvest besides the run's own
+                "rows": 1_000_000,  # rows of the training store, at most
+                "heldout_rows": 200_000,  # rows of the held-out store, at most
+                "context": 0,  # tokens a context; 0: as many as the model was made for
+                "batch": 32,  # contexts a forward pass
+                "dtype": "bfloat16",  # of activations on disk; or "float32"
+                "segment_rows": 65_536,  # rows after which a segment is committed
+                "chunk_rows": 2048,  # rows a chunk of the store
+            },
+            "store": None,  # run: a folder with stores train/ and heldout/ to use; None: harvest
+            "stream": {  # how a store becomes batches
+                "batch": 4096,  # rows a step, over all processes
+                "window": 64,  # chunks shuffled together in memory
+                "exclude_positions": (0,),  # positions left out: the first is often an outlier
+                "exclude_tokens": (),  # token ids left out
+                "threads": 1,  # run: threads that make batches; 0: on demand
+                "prefetch": 4,  # run: batches made ahead
+            },
+            "optim": {  # Adam with linear warm-up and decay
+                "lr": None,  # peak learning rate; None: 2e-4 / sqrt(n / 2^14)
+                "b1": 0.9,  # decay of Adam's first moment
+                "b2": 0.999,  # decay of Adam's second moment
+                "eps": 1e-8,  # Adam's
+                "warmup": 0.02,  # share of the run over which the rate rises from 0
+                "decay": 0.2,  # share of the run, at its end, over which it falls to 0
+                "clip": None,  # largest global gradient norm; None: no clipping
+            },
+            "mesh": {  # run: the devices
+                "data": 1,  # groups that the rows of a batch are split over
+                "model": 1,  # groups that the latents are split over
+                "strategy": "tp",  # how state is stored: "tp", or "fsdp" (split over data as well)
+            },
+            "checkpoint": {  # run
+                "every": 500,  # steps between checkpoints
+                "keep": 2,  # newest ones that stay
+            },
+            "log": {  # run
+                "every": 10,  # steps between lines of metrics.jsonl
+                "tensorboard": True,  # write event files too
+            },
+            "eval": {  # run: what is measured on held-out text
+                "rows": 1_000_000,  # rows for dead and dense latents, where there are as many
+                "contexts": 256,  # contexts for cross-entropy with the reconstruction in place
+                "controls": True,  # score PCA, an untrained dictionary and a per-token mean too
+                "every": 0,  # steps between small evaluations during the run; 0: only at the end
+            },
+            "report": {  # run: the HTML page
+                "latents": 24,  # how many are shown
+                "contexts": 8,  # top contexts of each
+                "enabled": True,  # write the page
+            },
+        }
+    )
