@@ -1,0 +1,60 @@
+"""Subject models: what activations are taken from, and what edits are tried on.
+
+Another model is one row of `MODELS`: a frozen dataclass, its config section, whose
+`load() -> (model, params)` gives an object with `sites`, `run`, `generate` and `context`, as
+`saex.models.transformer.Transformer` has them.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from saex.models.transformer import BOS, Edit, Transformer, decode, encode, next_token_nats
+from saex.models.weights import load_model, save_model
+
+Matmul = Literal["float32", "bfloat16"]
+POCKET_LM = Path(__file__).parent / "pocket_lm.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class PocketLM:
+    """The byte language model of the package: 4 layers, width 256, trained on Python sources.
+
+    matmul: type of matmul inputs; bfloat16 is how it was trained, and about twice as fast.
+    """
+
+    matmul: Matmul = "bfloat16"
+
+    def load(self) -> tuple[Transformer, dict]:
+        """(model, params as fp32 numpy arrays); FileNotFoundError where the weights are missing."""
+        return Trained(str(POCKET_LM), self.matmul).load()
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A transformer of `saex pretrain`: its workdir, or one of the safetensors files in it."""
+
+    path: str
+    matmul: Matmul = "bfloat16"
+
+    def load(self) -> tuple[Transformer, dict]:
+        """(model, params as fp32 numpy arrays); FileNotFoundError or ValueError for a bad file."""
+        model, params = load_model(self.path)
+        return dataclasses.replace(model, matmul=self.matmul), params
+
+
+MODELS = {"pocket-lm": PocketLM, "trained": Trained}
+
+__all__ = [
+    "BOS",
+    "MODELS",
+    "Edit",
+    "PocketLM",
+    "Trained",
+    "Transformer",
+    "decode",
+    "encode",
+    "load_model",
+    "next_token_nats",
+    "save_model",
+]
