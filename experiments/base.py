@@ -4,7 +4,7 @@
     saex train --config=experiments/base.py --dry_run --config.sae.k=64 --config.mesh.data=2
 
 It runs as it stands, but a config of your own names only what differs from the defaults, as
-``experiments/quickstart.py`` does. ``--config=experiments/base.py:relu`` takes the other dictionary.
+``experiments/quickstart.py`` does. ``--config=experiments/base.py:relu`` takes the other method.
 A field that says *run* is about where and how: it may change when a workdir is gone on with; all
 others are part of what is learned, of the run's hash, and of what a workdir refuses to mix.
 """

@@ -25,7 +25,9 @@ D, N, K = 16, 64, 4
 @pytest.fixture(scope="module")
 def abs_topk(tmp_path_factory):
     """The class of the page's file, registered as the page says."""
-    (code,) = re.findall(r'```python title="saex/sae/abs_topk.py"\n(.*?)```', PAGE.read_text(), re.S)
+    (code,) = re.findall(
+        r'```python title="saex/sae/abs_topk.py"\n(.*?)```', PAGE.read_text(), re.S
+    )
     path = tmp_path_factory.mktemp("page") / "abs_topk.py"
     path.write_text(code)
     spec = importlib.util.spec_from_file_location("saex_docs_abs_topk", path)
