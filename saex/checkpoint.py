@@ -93,7 +93,8 @@ class Checkpointer:
 
         Args:
           state: a TrainState whose numbers were seen to be finite.
-          config: the resolved configuration, as JSON can hold it; config_hash: of its identity.
+          config: the resolved configuration, as JSON can hold it.
+          config_hash: of its identity.
           data: what the stream needs to go on: {"step": global step}.
         """
         step = int(state.step)
@@ -145,7 +146,7 @@ class Checkpointer:
                 _verify(meta, params=out["params"], train=out["train"])
                 state = target.replace(params=out["params"], **out["train"])
                 return state, meta
-            except (ValueError, KeyError, OSError, TypeError) as error:
+            except Exception as error:  # Orbax raises bare Exceptions for damaged files
                 failures.append(f"step {step}: {_first_line(error)}")
                 _log.warning("checkpoint %s is not usable: %s", self.path / str(step), failures[-1])
         if failures:
@@ -212,8 +213,8 @@ def load_sae(path: str | pathlib.Path, mesh: Any = None) -> tuple[Any, dict[str,
       its params: ``sae.encode(params, x)``, ``sae.decode(params, codes)`` take raw activations.
 
     Raises:
-      CheckpointError: no step there can be used.
-      ConfigError: the stored configuration is of a method that this version does not have.
+      CheckpointError: no step there can be used: damaged, or of a method that this version does
+        not have; says which and why.
     """
     failures = []
     for folder in _step_folders(path):
@@ -223,7 +224,7 @@ def load_sae(path: str | pathlib.Path, mesh: Any = None) -> tuple[Any, dict[str,
             params = _restore_params(folder, sae.specs()["params"], mesh)
             _verify(meta, params=params)
             return sae, params
-        except (ValueError, KeyError, OSError, TypeError) as error:
+        except Exception as error:  # Orbax raises bare Exceptions for damaged files
             failures.append(f"{folder}: {_first_line(error)}")
             _log.warning("%s is not usable: %s", folder, failures[-1])
     raise CheckpointError(f"no checkpoint can be loaded: {'; '.join(failures)}")

@@ -38,7 +38,9 @@ class NotFinite(RuntimeError):
     """The loss or a parameter is not finite; the message names the last good step."""
 
 
-def train(config: Config, workdir: str, extend: bool = False, allow_change: bool = False) -> Any:
+def train(
+    config: Config, workdir: str | pathlib.Path, extend: bool = False, allow_change: bool = False
+) -> Any:
     """Run ``config`` in ``workdir`` to its end, from wherever an earlier call left it.
 
     Args:

@@ -193,6 +193,7 @@ def _mapped(method: Callable, public: Callable) -> Callable:
         if jax.sharding.get_abstract_mesh().manual_axes:
             return method(self, *args, **kwargs)
         with _mesh_of((args, kwargs)):
+            args, kwargs = _onto_mesh((args, kwargs))
             return compiled(self, *args, **kwargs)
 
     return call
@@ -208,6 +209,21 @@ def _mesh_of(args: Any) -> Any:
             if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, jax.sharding.Mesh):
                 return jax.set_mesh(sharding.mesh)
     return contextlib.nullcontext()
+
+
+def _onto_mesh(args: Any) -> Any:
+    """Arrays that are tied to one device, copied to all devices of the mesh in context."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or mesh.size == 1:
+        return args
+    everywhere = NamedSharding(mesh, jax.P())
+
+    def move(leaf):
+        tied = not isinstance(leaf, jax.core.Tracer) and isinstance(leaf, jax.Array)
+        tied = tied and isinstance(leaf.sharding, jax.sharding.SingleDeviceSharding)
+        return jax.device_put(leaf, everywhere) if tied else leaf
+
+    return jax.tree.map(move, args)
 
 
 def _over_mesh(fn: Callable, args: tuple, in_axes: tuple, out_axes: Any, rows: Any) -> Any:
