@@ -207,8 +207,8 @@ class _Run:
         self.done += len(rows["tokens"])
         if self.progress:
             rate = self.done / max(time.monotonic() - self.started, 1e-9)
-            rows = min(self.writer.rows + self.writer.buffered, self.total)
-            self.progress(rows, self.total, rate)
+            so_far = min(self.writer.rows + self.writer.buffered, self.total)
+            self.progress(so_far, self.total, rate)
 
     def _batches(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """(index after the batch, its rows), with the next batch computed meanwhile."""
