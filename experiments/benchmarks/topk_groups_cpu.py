@@ -1,0 +1,103 @@
+"""Which form of top-k is fastest on CPU, by width, k and group size.
+
+    python experiments/benchmarks/topk_groups_cpu.py
+
+``lax.top_k``, the backend of ``saex/kernels/topk/cpu.py`` with its own choice of groups, and its
+two exact levels with groups of a given size. The choice in that file comes from this table.
+Milliseconds for 4M scores, minimum of interleaved runs in one process, float32.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from measure import interleaved, where
+
+from saex.kernels.topk import cpu
+
+HERE = pathlib.Path(__file__).resolve().parent
+WIDTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+KS = (4, 8, 16, 32, 64, 128, 256)
+GROUPS = (4, 8, 16, 32, 64, 128)
+SCORES = 2**22
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--ks", type=int, nargs="+", default=KS)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--out", default=str(HERE / "results" / "topk_groups_cpu"))
+    args = parser.parse_args()
+    found = []
+    for n in args.widths:
+        scores = jax.random.normal(jax.random.key(0), (SCORES // n, n))
+        for k in args.ks:
+            if k > n:
+                continue
+            calls = {"lax": _compiled(one_level, scores, k), "cpu": _compiled(cpu.top_k, scores, k)}
+            for group in GROUPS:
+                if n // group >= k:
+                    form = functools.partial(two_levels, group=group)
+                    calls[str(group)] = _compiled(form, scores, k)
+            times = interleaved(calls, args.rounds)
+            found.append({"n": n, "k": k, **{f: round(1e3 * s, 2) for f, s in times.items()}})
+            print(found[-1], flush=True)
+    record = where() | {"jax": jax.__version__, "rounds": args.rounds, "milliseconds": found}
+    out = pathlib.Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table(record))
+
+
+def one_level(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """lax.top_k; the barriers keep it the TopK call whatever else is in the program."""
+    values, indices = jax.lax.top_k(scores, k)
+    return jax.lax.optimization_barrier(values), jax.lax.optimization_barrier(indices)
+
+
+def two_levels(scores: jax.Array, k: int, group: int) -> tuple[jax.Array, jax.Array]:
+    """The k groups of contiguous entries with the largest maxima, then the k largest in them."""
+    b, n = scores.shape
+    grouped = scores.reshape(b, n // group, group)
+    chosen = jnp.sort(one_level(grouped.max(axis=-1), k)[1], axis=-1)
+    candidates = jnp.take_along_axis(grouped, chosen[:, :, None], axis=1).reshape(b, k * group)
+    values, slots = one_level(candidates, k)
+    return values, jnp.take_along_axis(chosen, slots // group, axis=1) * group + slots % group
+
+
+def _compiled(f: Callable, scores: jax.Array, k: int) -> Callable[[], Any]:
+    compiled = jax.jit(lambda s: f(s, k))
+    return lambda: compiled(scores)
+
+
+def table(record: dict[str, Any]) -> str:
+    """Markdown: a row per width and k; the fastest is bold."""
+    forms = ["lax", "cpu", *map(str, GROUPS)]
+    lines = [
+        "# Forms of top-k on CPU",
+        "",
+        f"`{record['command']}`  ",
+        f"{record['date']}, {record['machine']}, jax {record['jax']}; milliseconds for {SCORES:,} "
+        f"scores, minimum of {record['rounds']} interleaved runs. A number heads the column of two "
+        "levels with groups of so many entries; cpu is the backend with its own choice.",
+        "",
+        "| n | k | " + " | ".join(forms) + " | lax / cpu |",
+        "|---" * (len(forms) + 3) + "|",
+    ]
+    for row in record["milliseconds"]:
+        times = {f: row[f] for f in forms if f in row}
+        best = min((f for f in times if f != "cpu"), key=times.__getitem__)
+        cells = [f"**{times[f]}**" if f == best else f"{times.get(f, '')}" for f in forms]
+        ratio = times["lax"] / times["cpu"]
+        lines.append(f"| {row['n']} | {row['k']} | {' | '.join(cells)} | {ratio:.2f} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()
