@@ -8,11 +8,12 @@ from their last checkpoint; the same workdir with other `steps` moves the end (a
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from saex import config as configs
 from saex import registry
-from saex.data.text import SOURCES, chunk
+from saex.data.text import SOURCES, Stdlib, chunk
 from saex.models.transformer import BOS, Transformer, encode, next_token_nats
 from saex.models.weights import FILE_NAME, save_model
 
@@ -31,7 +33,7 @@ from saex.models.weights import FILE_NAME, save_model
 class Pretrain:
     """What is trained, on what, for how long; `steps` is the only one that may change midway."""
 
-    text: Any = registry.section(SOURCES)
+    text: Any = registry.section(SOURCES, Stdlib)
     model: Transformer = dataclasses.field(default_factory=Transformer)
     seed: int = 0
     steps: int = 1000
@@ -53,7 +55,8 @@ class Pretrain:
 def pretrain(config: Pretrain, workdir: str | os.PathLike) -> dict:
     """Trains to `config.steps`, or goes on where `workdir` stopped; returns the final numbers.
 
-    Writes into workdir: log.jsonl, state.npz (resume), step-N.safetensors and model.safetensors.
+    Writes into workdir: config.json, log.jsonl, state.npz (to go on from), step-N.safetensors
+    (snapshots) and model.safetensors.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -61,10 +64,11 @@ def pretrain(config: Pretrain, workdir: str | os.PathLike) -> dict:
     heldout = list(chunk(config.text.documents("heldout"), encode, config.model.context, BOS))
     sample = heldout[:: max(1, len(heldout) // config.evaluate_chunks)]
     print(f"train {len(train.data)} bytes, held out {sum(c.length - 1 for c in heldout)} bytes")
-    optimizer = make_optimizer(config)
-    update = make_update(config.model, optimizer)
+    update = make_update(config)
     params = config.model.init(jax.random.key(config.seed))
-    step, state = load_state(workdir / "state.npz", (params, optimizer.init(params)))
+    state = params, make_optimizer(config).init(params)
+    step, state = load_state(workdir / "state.npz", state)
+    (workdir / "config.json").write_text(json.dumps(registry.to_dict(config), indent=1))
     clock = time.perf_counter(), step
     while step < config.steps:
         context = context_at(config, step)
@@ -152,13 +156,13 @@ def make_optimizer(config: Pretrain) -> optax.GradientTransformation:
     )
 
 
-def make_update(model: Transformer, optimizer: optax.GradientTransformation):
-    """The jitted step (state, tokens, lengths) -> (state, mean nats per byte)."""
+@functools.cache
+def make_update(config: Pretrain):
+    """The jitted step (state, tokens, lengths) -> (state, mean nats per byte); state is donated."""
+    optimizer = make_optimizer(config)
 
     def loss(params, tokens, lengths):
-        nats = next_token_nats(model.run(params, tokens)[0], tokens)
-        scored = jnp.arange(1, tokens.shape[1])[None] < lengths[:, None]
-        return jnp.sum(nats * scored) / jnp.sum(scored)
+        return total_nats(config.model, params, tokens, lengths) / jnp.sum(lengths - 1)
 
     def update(state, tokens, lengths):
         params, moments = state
@@ -169,23 +173,24 @@ def make_update(model: Transformer, optimizer: optax.GradientTransformation):
     return jax.jit(update, donate_argnums=0)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def total_nats(model: Transformer, params, tokens, lengths):
+    """-log p in nats, summed over the scored tokens: [b, t] without BOS and without padding."""
+    nats = next_token_nats(model.run(params, tokens)[0], tokens)
+    return jnp.sum(nats * (jnp.arange(1, tokens.shape[1])[None] < lengths[:, None]))
+
+
 def bits_per_byte(model: Transformer, params, chunks, rows: int = 64) -> float:
     """Mean -log2 p over all bytes of the chunks, each context starting anew at its BOS."""
-
-    @jax.jit
-    def score(params, tokens, lengths):
-        nats = next_token_nats(model.run(params, tokens)[0], tokens)
-        return jnp.sum(nats * (jnp.arange(1, tokens.shape[1])[None] < lengths[:, None]))
-
     chunks = list(chunks)
     total, nats = sum(c.length - 1 for c in chunks), 0.0
     for first in range(0, len(chunks), rows):
         piece = chunks[first : first + rows]
         tokens = np.zeros((rows, len(piece[0].tokens)), np.int32)
-        lengths = np.zeros(rows, np.int32)
+        lengths = np.ones(rows, np.int32)
         tokens[: len(piece)] = [c.tokens for c in piece]
         lengths[: len(piece)] = [c.length for c in piece]
-        nats += float(score(params, tokens, lengths))
+        nats += float(total_nats(model, params, tokens, lengths))
     return nats / total / math.log(2)
 
 
@@ -198,11 +203,17 @@ def save_state(path: Path, step: int, state) -> None:
 
 
 def load_state(path: Path, state) -> tuple[int, tuple]:
-    """(step, state) of the last checkpoint, or (0, the state given) where there is none."""
+    """(step, state) of the last checkpoint, or (0, the state given) where there is none.
+
+    ValueError where the checkpoint's arrays have other shapes.
+    """
     if not path.exists():
         return 0, state
+    shapes = [x.shape for x in jax.tree.leaves(state)]
     with np.load(path) as file:
         leaves = [jnp.asarray(file[str(i)]) for i in range(len(file.files) - 1)]
+        if [x.shape for x in leaves] != shapes:
+            raise ValueError(f"{str(path)!r} is of another model: take another --workdir")
         return int(file["step"]), jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
@@ -215,7 +226,16 @@ def log(workdir: Path, row: Mapping) -> None:
     print(line, flush=True)
 
 
-def main_config(config: Any, workdir: str | os.PathLike) -> dict:
-    """`pretrain` for an unresolved config (ConfigDict or mapping)."""
-    plain = config.to_dict() if hasattr(config, "to_dict") else config
-    return pretrain(registry.build(Pretrain, plain), workdir)
+def main_config(
+    file: str, overrides: Sequence[tuple[str, str]], workdir: str | os.PathLike | None
+) -> dict:
+    """`pretrain` for a config file and overrides, as the command line has them.
+
+    Raises ConfigError for what does not resolve to a `Pretrain`, or where there is no workdir.
+    """
+    config = configs.load(file, overrides, Pretrain)
+    if not workdir:
+        raise configs.ConfigError("--workdir=DIR is needed: the folder that the run writes into")
+    final = pretrain(config, workdir)
+    print(f"{workdir}: {FILE_NAME}, held out {final['heldout_bits_per_byte']} bits per byte")
+    return final
