@@ -189,7 +189,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-# ------------------------------------------------------------------------------- reading, for analysis
+# ---------------------------------------------------------------------------- reading, for analysis
 
 
 def read_meta(path: str | pathlib.Path) -> dict[str, Any]:

@@ -73,15 +73,16 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A run. Fields:
+    """A run.
 
-    sae: the dictionary, by name. site: the hook point that it is trained on.
-    steps or tokens: the budget, in updates or in rows; exactly one.
-    seed: of weights, data order and draws.
-    subject: the model whose activations are taken. text: the documents it reads.
-    harvest: how they become a store. store: a folder with ``train`` and ``heldout`` stores to use
-      instead of harvesting into the workdir. stream: how a store becomes batches.
-    optim, mesh, checkpoint, log, eval, report: see their classes.
+    Fields:
+      sae: the dictionary, by name. site: the hook point that it is trained on.
+      steps or tokens: the budget, in updates or in rows; exactly one.
+      seed: of weights, data order and draws.
+      subject: the model whose activations are taken. text: the documents it reads.
+      harvest: how they become a store. store: a folder with ``train`` and ``heldout`` stores to
+        use instead of harvesting into the workdir. stream: how a store becomes batches.
+      optim, mesh, checkpoint, log, eval, report: see their classes.
     """
 
     sae: Any = section(SAES)
@@ -143,6 +144,7 @@ def describe(config: Config) -> str:
     """The resolved configuration, the parameter count and an estimate of memory, as text."""
     specs = config.sae.specs()
     counts = {name: math.prod(s.shape) for name, s in specs["params"].items()}
+    each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     state = sum(bytes_per_device(tree, config.mesh) for tree in specs.values())
     weights = bytes_per_device(specs["params"], config.mesh)
     rows = config.stream.batch // config.mesh.data
@@ -152,7 +154,7 @@ def describe(config: Config) -> str:
         f"hash            {run_hash(config)}",
         f"budget          {config.n_steps:,} steps of {config.stream.batch:,} rows",
         f"learning rate   {config.optim.learning_rate(config.sae.n):.3g}",
-        f"parameters      {sum(counts.values()):,} ({', '.join(f'{k} {v:,}' for k, v in counts.items())})",
+        f"parameters      {sum(counts.values()):,} ({each})",
         f"a device holds  {(state + 2 * weights) / 1e6:,.1f} MB of weights and optimiser, "
         f"{weights / 1e6:,.1f} MB of gradients, {scores / 1e6:,.1f} MB of pre-activations",
     ]
@@ -176,13 +178,14 @@ def differences(old: Any, new: Any, path: str = "config") -> list[str]:
 
 
 def load(file: str, overrides: Sequence[tuple[str, str]] = (), cls: type = Config) -> Any:
-    """The configuration, a ``cls``, of ``path/to/file.py[:arg]`` with ``(("sae.k", "64"), ...)`` put in.
+    """The configuration, a ``cls``, of ``path/to/file.py[:arg]`` with overrides put in.
 
-    Values are Python literals (64, 1e-3, None, True, (0, 1)); anything else is a string. An override
-    of a field that the file sets goes through its ConfigDict, so that references to it follow.
+    Overrides are (path, value) as typed: ``("sae.k", "64")``. Values are Python literals (64, 1e-3,
+    None, True, (0, 1)); anything else is a string. An override of a field that the file sets goes
+    through its ConfigDict, so that references to it follow.
 
     Raises:
-      ConfigError: no such file, no ``get_config`` in it, an unknown key, or what ``resolve`` raises.
+      ConfigError: no such file, no ``get_config`` in it, an unknown key, or as ``resolve``.
     """
     path, _, arg = file.partition(":")
     if not pathlib.Path(path).is_file():

@@ -187,8 +187,8 @@ def _fit(config: Config, folder: pathlib.Path, store: Any, heldout: Any, stop: A
                 writer.close()
                 raise Preempted(f"SIGTERM: saved step {saved} of {steps}; run again to go on")
             if config.eval.every and (step + 1) % config.eval.every == 0:
-                values = Reconstruction(16_384).run(
-                    sae, state.params, HeldOut(_rows(config, heldout))
+                values = evals.Reconstruction(16_384).run(
+                    sae, state.params, evals.HeldOut(_rows(config, heldout))
                 )
                 writer.write(step + 1, {f"heldout/{k}": v for k, v in values.items()})
         checkpointer.close()

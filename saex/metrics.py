@@ -65,25 +65,25 @@ class _Events:
     """TensorBoard's own event writer; TensorFlow is not needed."""
 
     def __init__(self, folder: pathlib.Path, resume_step: int):
-        from tensorboard.compat.proto import event_pb2
+        from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._pb = event_pb2
+        # Any: their classes are made at import, where no type checker sees them
+        self._event_pb: Any = event_pb2
+        self._summary_pb: Any = summary_pb2
         self._writer = EventFileWriter(str(folder))
         if resume_step:  # tells TensorBoard to drop what a killed attempt wrote beyond
-            log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._writer.add_event(
-                event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=log)
-            )
+            log = self._event_pb.SessionLog(status=self._event_pb.SessionLog.START)
+            self._add(resume_step + 1, session_log=log)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto import summary_pb2
+        summary = self._summary_pb.Summary
+        scalars = [summary.Value(tag=k, simple_value=float(v)) for k, v in values.items()]
+        self._add(step, summary=summary(value=scalars))
 
-        scalars = [
-            summary_pb2.Summary.Value(tag=k, simple_value=float(v)) for k, v in values.items()
-        ]
-        summary = summary_pb2.Summary(value=scalars)
-        self._writer.add_event(self._pb.Event(wall_time=time.time(), step=step, summary=summary))
+    def _add(self, step: int, **content: Any) -> None:
+        event = self._event_pb.Event(wall_time=time.time(), step=step, **content)
+        self._writer.add_event(event)
 
     def close(self) -> None:
         self._writer.close()

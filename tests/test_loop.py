@@ -80,7 +80,7 @@ def test_sigterm_saves_and_the_resumed_run_is_the_unbroken_one(folder, unbroken,
         update(self, done, note)
 
     monkeypatch.setattr(metrics.Progress, "update", stop_at_seven)
-    with pytest.raises(loop.Preempted, match="saved step [89] of 12"):
+    with pytest.raises(loop.Preempted, match=r"saved step [89] of 12"):
         loop.train(config, workdir)
     assert not (workdir / "DONE.json").exists()
     monkeypatch.undo()

@@ -182,7 +182,9 @@ class Batches:
         return {index[0].indices(self.batch)[:2] for index in indices.values() if index}
 
     def _assemble(self, name: str, parts: dict[tuple[int, int], dict[str, np.ndarray]]):
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        assert self._sharding is not None
+
+        def part(index: Any) -> np.ndarray:
             return parts[index[0].indices(self.batch)[:2]][name]
 
         shape = (self.batch, *self._columns[name].shape)
@@ -198,8 +200,8 @@ class _Steps:
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, step: int) -> dict[str, jax.Array]:
-        return self._batches.batch_at(int(step))
+    def __getitem__(self, index: int) -> dict[str, jax.Array]:
+        return self._batches.batch_at(int(index))
 
 
 def rows(

@@ -230,7 +230,8 @@ def _rms_norm(x):
 def _angles(t: int, width: int) -> np.ndarray:
     """Rotary angles in radians, f32 [1, t, 1, width / 2]."""
     frequencies = 10000.0 ** -(np.arange(width // 2) / (width // 2))
-    return np.float32(np.arange(t)[:, None] * frequencies)[None, :, None]
+    angles = np.arange(t)[:, None] * frequencies
+    return angles.astype(np.float32)[None, :, None]
 
 
 def _rotate(x, angles):

@@ -123,7 +123,7 @@ class Dictionary(Protocol):
         ...
 
     def decode(self, params: Params, codes: Codes, context: Any = None) -> Any:
-        """Raw rows [b, d_out]; ``context``: the inputs, where a skip path or a row scale reads them."""
+        """Raw rows [b, d_out]; ``context``: the inputs, where a skip path or a scale reads them."""
         ...
 
     def loss(

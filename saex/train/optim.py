@@ -13,7 +13,7 @@ class Optim:
     """Adam with linear warm-up and linear decay to 0.
 
     Fields:
-      lr: peak learning rate; None: 2e-4 / sqrt(n / 2^14), the rule of Gao et al. 2024 for n latents.
+      lr: peak learning rate; None: 2e-4 / sqrt(n / 2^14) for n latents, after Gao et al. 2024.
       b1, b2, eps: Adam's.
       warmup: share of the run over which the rate rises from 0.
       decay: share of the run, at its end, over which it falls to 0.

@@ -52,7 +52,9 @@ def test_initialisation():
     pull = np.mean(towards / np.linalg.norm(towards, axis=1, keepdims=True), 0)
     np.testing.assert_allclose(pull, 0, atol=1e-3)
     scaled = x * np.asarray(params["scale"])
-    np.testing.assert_allclose(1 / stats["mse_scale"], np.mean((scaled - scaled.mean(0)) ** 2), rtol=1e-4)
+    np.testing.assert_allclose(
+        1 / stats["mse_scale"], np.mean((scaled - scaled.mean(0)) ** 2), rtol=1e-4
+    )
 
 
 def test_k_equal_n_is_a_relu_autoencoder():

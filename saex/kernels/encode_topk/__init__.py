@@ -53,8 +53,8 @@ def pre_activations(
 
 
 def _forward(x, b_pre, W_enc, b_enc, k, matmul_dtype):
-    values, indices = encode_topk(x, b_pre, W_enc, b_enc, k, matmul_dtype)
-    return (values, indices), (x, b_pre, W_enc, indices)
+    chosen: tuple = encode_topk(x, b_pre, W_enc, b_enc, k, matmul_dtype)
+    return chosen, (x, b_pre, W_enc, chosen[1])
 
 
 def _backward(k, matmul_dtype, residuals, cotangents):
