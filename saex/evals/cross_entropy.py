@@ -35,15 +35,15 @@ class CrossEntropy:
 
     Fields:
       contexts: about how many contexts are read, evenly spread, where there are more.
-      batch: contexts a program run.
+      batch: contexts a program run; a few stay in a CPU's cache.
     """
 
     contexts: int = 256
-    batch: int = 16
+    batch: int = 4
 
     def run(self, sae: Any, params: Any, heldout: HeldOut) -> dict[str, float]:
         """The metrics and, under ``<control>.``, those of each control; {} without a model."""
-        if heldout.model is None or heldout.contexts is None:
+        if heldout.model is None or heldout.text is None:
             return {}
         variants = {
             "": OfDictionary(sae, params),
@@ -68,7 +68,8 @@ class CrossEntropy:
         self, variants: Mapping[str, Reconstructor], heldout: HeldOut
     ) -> tuple[dict[str, float], dict[str, float], int]:
         """(nats per token, KL per position, tokens): by variant, and "clean" in the first."""
-        model, weights, site = heldout.model, heldout.model_params, heldout.rows.site
+        model, site = heldout.model, heldout.rows.site
+        weights = jax.tree.map(jnp.asarray, heldout.model_params)
         nats, kl = dict.fromkeys(["clean", *variants], 0.0), dict.fromkeys(variants, 0.0)
         predicted, positions = 0, 0
         for tokens, seen, scored in self._batches(heldout):
@@ -91,7 +92,7 @@ class CrossEntropy:
 
     def _batches(self, heldout: HeldOut) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(tokens [b, t], seen [b, t]: the dictionary sees them, scored [b, t - 1])."""
-        texts = heldout.contexts
+        texts = heldout.text
         assert texts is not None
         picked = evenly(len(texts.tokens), min(self.contexts, len(texts.tokens)))
         for i in range(0, len(picked), self.batch):

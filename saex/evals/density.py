@@ -68,7 +68,7 @@ def count(sae: Any, params: Any, rows: Rows, at_most: int | None = None) -> Coun
     fired, total = np.zeros(sae.n, np.int64), 0
     with on_mesh_of(params):
         for block in rows.blocks(at_most):
-            fired += np.asarray(local(_fired(sae, params, block.x, block.kept)), np.int64)
+            fired += local(_fired(sae, params, block.x, block.kept))
             total += int(block.kept.sum())
     return Counts(fired, total)
 

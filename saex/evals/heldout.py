@@ -2,40 +2,53 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from saex.evals.reconstructors import Reconstructor
-from saex.evals.rows import Rows, thin
+from saex.evals.rows import Rows
+
+# Of larger stores, the contexts of so many first rows are used; a harvest shuffles contexts.
+MOST = 2**22
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contexts:
     """Texts cut to the model's context length.
 
-    tokens: int32 [contexts, t], anything beyond a context's length. lengths: int32 [contexts],
-    tokens that count.
+    tokens: int32 [contexts, t], 0 beyond a context's length. lengths: int64 [contexts], tokens
+    that count.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
 
     @classmethod
-    def stack(cls, chunks: Iterable[Any], at_most: int = 4096) -> "Contexts":
-        """At most so many of ``saex.data.text.chunk``'s contexts, spread evenly over the text.
+    def of(cls, store: Any) -> "Contexts":
+        """The contexts that a store's rows come from, by its columns tokens and position."""
+        starts = context_starts(store)
+        lengths = np.diff(starts)
+        ids = store.read("tokens", 0, int(starts[-1]))
+        tokens = np.zeros((len(lengths), lengths.max(initial=0)), np.int32)
+        tokens[np.arange(tokens.shape[1])[None] < lengths[:, None]] = ids
+        return cls(tokens, lengths)
 
-        Raises:
-          ValueError: there are none.
-        """
-        kept = thin(chunks, at_most)
-        if not kept:
-            raise ValueError("no held-out text: give the text source more documents")
-        return cls(
-            np.stack([c.tokens for c in kept]).astype(np.int32),
-            np.array([c.length for c in kept], np.int32),
-        )
+
+def context_starts(store: Any) -> np.ndarray:
+    """int64 [contexts + 1]: the row at which each context begins, and the end of the last.
+
+    A context is a run of rows of one document whose positions count up.
+    """
+    rows = min(store.rows, MOST)
+    position = store.read("position", 0, rows).astype(np.int64)
+    new = np.ones(rows, bool)
+    new[1:] = position[1:] != position[:-1] + 1
+    if "document" in store.columns:
+        document = store.read("document", 0, rows)
+        new[1:] |= document[1:] != document[:-1]
+    return np.append(np.flatnonzero(new), rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +58,7 @@ class HeldOut:
     Fields:
       rows: held-out activations of the site.
       model, model_params: the subject model, or None: no cross-entropy then.
-      contexts: held-out text for it.
+      contexts: held-out text for it; by default that of the rows' store, where it has tokens.
       controls: reconstructors to score beside the dictionary, by name (``controls.fit``).
     """
 
@@ -54,6 +67,14 @@ class HeldOut:
     model_params: Any = None
     contexts: Contexts | None = None
     controls: Mapping[str, Reconstructor] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def text(self) -> Contexts | None:
+        """``contexts``, or those of the rows' store; None where it has no tokens."""
+        store = self.rows.store
+        if self.contexts is None and {"tokens", "position"} <= set(store.columns):
+            return Contexts.of(store)
+        return self.contexts
 
     @functools.cached_property
     def mean(self) -> np.ndarray:

@@ -40,8 +40,10 @@ class OfDictionary:
 
     def measure(self, x: Any) -> tuple[Any, Any, Any]:
         """(reconstruction [b, d], active latents [b], sum of |code| [b]) of raw rows [b, d]."""
+        if not _on_a_mesh(self.params):
+            return _measure(self.sae, self.params, x)
         with on_mesh_of(self.params):
-            return jax.tree.map(local, _measure(self.sae, self.params, x))
+            return jax.tree.map(local, _measure(self.sae, self.params, np.asarray(x)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,12 +73,22 @@ def _measure(sae: Any, params: Any, x: Float[Array, "b d"]) -> tuple[Any, Any, A
 
 def on_mesh_of(params: Any) -> contextlib.AbstractContextManager:
     """The mesh that params lie on, set for the block; nothing where one is set or there is none."""
-    if jax.sharding.get_abstract_mesh().empty:
-        for leaf in jax.tree.leaves(params):
-            sharding = getattr(leaf, "sharding", None)
-            if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, jax.sharding.Mesh):
-                return jax.set_mesh(sharding.mesh)
+    mesh = _mesh_of(params)
+    if jax.sharding.get_abstract_mesh().empty and mesh is not None:
+        return jax.set_mesh(mesh)
     return contextlib.nullcontext()
+
+
+def _mesh_of(params: Any) -> Any:
+    for leaf in jax.tree.leaves(params):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, jax.sharding.Mesh):
+            return sharding.mesh
+    return None
+
+
+def _on_a_mesh(params: Any) -> bool:
+    return not jax.sharding.get_abstract_mesh().empty or _mesh_of(params) is not None
 
 
 def everywhere(tree: Any) -> Any:
@@ -86,6 +98,6 @@ def everywhere(tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.reshard(a, jax.P()), tree)
 
 
-def local(x: jax.Array) -> jax.Array:
-    """This process's copy of an array that is whole on every device, on one device."""
-    return x.addressable_data(0)
+def local(x: jax.Array) -> np.ndarray:
+    """An array that is whole on every device, on the host: what runs next may be on others."""
+    return np.asarray(x.addressable_data(0))

@@ -1,7 +1,7 @@
 """Rows of a store as evaluations read them: fixed-size blocks, spread evenly, with their masks."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,14 +30,15 @@ class Rows:
       site: the column of activations.
       skip_positions: positions in the context that are left out (a store without positions has
         none to leave out). skip_tokens: token ids that are left out.
-      batch: rows a block; shapes are fixed, so that one program serves all.
+      batch: rows a block; shapes are fixed, so that one program serves all. A multiple of the
+        number of devices that share the rows. Small blocks stay in a CPU's cache.
     """
 
     store: Any
     site: str
     skip_positions: tuple[int, ...] = ()
     skip_tokens: tuple[int, ...] = ()
-    batch: int = 4096
+    batch: int = 1024
 
     def __post_init__(self) -> None:
         self.store.column(self.site)
@@ -50,9 +51,9 @@ class Rows:
         """Raise the store's error where its rows are not vectors of width ``d``."""
         self.store.column(self.site, width=d)
 
-    def blocks(self, at_most: int | None = None) -> Iterator[Block]:
-        """All rows in order or, of a larger store, about ``at_most`` in blocks spread evenly."""
-        count = -(-self.store.rows // self.batch)
+    def blocks(self, at_most: int | None = None, stop: int | None = None) -> Iterator[Block]:
+        """Rows before ``stop``, in order; of more, about ``at_most`` in blocks spread evenly."""
+        count = -(-min(self.store.rows, stop or self.store.rows) // self.batch)
         wanted = count if at_most is None else min(count, -(-at_most // self.batch))
         for i in evenly(count, wanted):
             yield self._block(int(i) * self.batch)
@@ -82,17 +83,6 @@ def keep(values: np.ndarray | None, skipped: tuple[int, ...], count: int) -> np.
 def evenly(count: int, wanted: int) -> np.ndarray:
     """``wanted`` of the numbers 0..count-1, in order and equally far apart."""
     return np.arange(wanted, dtype=np.int64) * count // max(wanted, 1)
-
-
-def thin(items: Iterable[Any], at_most: int) -> list[Any]:
-    """At most ``at_most`` items, spread evenly over a stream of unknown length."""
-    kept, stride = [], 1
-    for i, item in enumerate(items):
-        if i % stride == 0:
-            kept.append(item)
-        if len(kept) == 2 * at_most:
-            kept, stride = kept[::2], stride * 2
-    return [kept[i] for i in evenly(len(kept), min(at_most, len(kept)))]
 
 
 def _filled(rows: np.ndarray, count: int) -> np.ndarray:

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 
@@ -8,7 +9,6 @@ import pytest
 from eval_cases import SITE
 
 from saex.evals import EVALS, Contexts, controls, evaluate, table
-from saex.evals.rows import thin
 from saex.sae import ReLU, TopK
 from saex.sharding import MeshConfig, make_mesh, shardings
 
@@ -46,14 +46,15 @@ def test_everything_that_was_promised_is_there(lm, sae):
 
 
 @pytest.mark.parametrize("mesh", [(8, 1), (2, 4)])
-def test_a_mesh_changes_nothing(lm, sae, mesh):
+@pytest.mark.parametrize("in_context", [False, True])
+def test_a_mesh_changes_nothing(lm, sae, mesh, in_context):
     params = params_of(sae, lm)
     alone = evaluate(sae, params, lm)
     mesh = make_mesh(MeshConfig(*mesh))
     spread = jax.device_put(params, shardings(sae.specs()["params"], mesh))
-    assert {k: pytest.approx(v, rel=1e-4, abs=1e-6) for k, v in alone.items()} == evaluate(
-        sae, spread, lm
-    )
+    with jax.set_mesh(mesh) if in_context else contextlib.nullcontext():
+        on_mesh = evaluate(sae, spread, lm)
+    assert {k: pytest.approx(v, rel=1e-4, abs=1e-6) for k, v in alone.items()} == on_mesh
 
 
 def test_the_table_of_evaluations_has_frozen_dataclasses():
@@ -62,18 +63,9 @@ def test_the_table_of_evaluations_has_frozen_dataclasses():
         assert callable(cls().run) and cls.__doc__
 
 
-def test_thinning_spreads_evenly_over_a_stream():
-    picked = thin(range(1000), 10)
-    assert len(picked) == 10 and max(np.diff([*picked, 1000])) <= 200
-    assert thin(range(3), 10) == [0, 1, 2]
-    with pytest.raises(ValueError, match="no held-out text"):
-        Contexts.stack([])
-
-
-def test_contexts_keep_tokens_and_lengths():
-    from saex.data.text import Document, chunk
-
-    chunks = chunk(iter([Document("a", "abcdefg")]), lambda s: [ord(c) for c in s], 5, 256)
-    texts = Contexts.stack(chunks)
-    assert texts.lengths.tolist() == [5, 4]
-    assert texts.tokens[1, :4].tolist() == [256, ord("e"), ord("f"), ord("g")]
+def test_contexts_are_rebuilt_from_the_store(lm):
+    texts = Contexts.of(lm.rows.store)
+    real = np.arange(12)[None] < lm.contexts.lengths[:, None]
+    np.testing.assert_array_equal(texts.lengths, lm.contexts.lengths)
+    np.testing.assert_array_equal(texts.tokens, np.where(real, lm.contexts.tokens, 0))
+    assert dataclasses.replace(lm, contexts=None).text.tokens.shape == (21, 12)
