@@ -161,7 +161,7 @@ def _fit(config: Config, folder: pathlib.Path, store: Any, heldout: Any, stop: A
         checkpointer = Checkpointer(folder, config.checkpoint.keep)
         state, first = _restore_or_init(config, checkpointer, stream, mesh)
         step_fn = make_step(sae, optim, steps)
-        hyper, key = hyper_arrays(sae, optim), jax.random.key(config.seed)
+        hyper, key = hyper_arrays(sae, optim, steps), jax.random.key(config.seed)
         log.info("learning rate %.3g, %d steps of %d rows", float(hyper["lr"]), steps, stream.batch)
         writer = metrics.Writer(folder, first, config.log.tensorboard)
         progress = metrics.Progress("train", steps, first)

@@ -63,7 +63,7 @@ def saex_topk(s: Settings, batches: Batches, sample: Rows, seed: int) -> Trained
     with jax.set_mesh(mesh):
         key = jax.random.fold_in(jax.random.key(seed), 1)
         state = init_state(sae, optim.transformation(), key, {"x": sample}, mesh, "tp")
-        step_fn, hyper = make_step(sae, optim, s.steps), hyper_arrays(sae, optim)
+        step_fn, hyper = make_step(sae, optim, s.steps), hyper_arrays(sae, optim, s.steps)
         place = jax.NamedSharding(mesh, jax.P("data"))
         for step in range(s.steps):
             batch = {"x": jax.device_put(batches(step), place)}

@@ -8,11 +8,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from saex.sae.base import ArraySpec, SparseCodes
 from saex.sae.ops import decode_part
-from saex.typing import Batch, Params
+from saex.typing import Params
 
 Normalize = Literal["none", "unit_mean_square"]
 BiasInit = Literal["geometric_median", "mean", "zeros"]
@@ -77,9 +77,18 @@ def tied_init(key: jax.Array, d: int, n: int) -> Float[Array, "n d"]:
     return jax.random.uniform(key, (n, d), jnp.float32, -bound, bound)
 
 
-def sample_x(sample: Batch, params_scale: Float[Array, ""]) -> Float[Array, "b d"]:
-    """The sample's rows in scaled units."""
-    return sample["x"].astype(jnp.float32) * params_scale
+LONGEST_COUNT = 2**30  # rows; counters stop here, since an int32 turns negative at 2^31
+
+
+def since_fired(before: Int[Array, " n"], fired: Bool[Array, " n"], rows: int) -> Int[Array, " n"]:
+    """Rows since each latent last fired, after ``rows`` more; saturates beyond 2^30."""
+    return jnp.where(fired, 0, jnp.minimum(before, LONGEST_COUNT) + rows).astype(jnp.int32)
+
+
+def check_dead_after(tokens: int) -> None:
+    """Raise ValueError where ``since_fired`` could never say that a latent is dead."""
+    if not 1 <= tokens <= LONGEST_COUNT:
+        raise ValueError(f"dead_after_tokens={tokens}: must be in 1..{LONGEST_COUNT} (2^30)")
 
 
 def used_slots(values: Float[Array, "b k"], indices) -> SparseCodes:

@@ -72,11 +72,13 @@ class Out(flax.struct.PyTreeNode):
     metrics: scalars by name, equal on every device.
     stats: the new stats.
     reconstruction: float32 [b, d_out] in the space the loss is taken in.
+    frozen: new values of the params named by the dictionary's ``frozen`` (thresholds and the like).
     """
 
     metrics: Leaf
     stats: Leaf
     reconstruction: Leaf
+    frozen: Leaf = flax.struct.field(default_factory=dict)
 
 
 class Dictionary(Protocol):
@@ -92,6 +94,11 @@ class Dictionary(Protocol):
         ...
 
     @property
+    def d_out(self) -> int:
+        """Width of a reconstruction; d_in, but for transcoders."""
+        ...
+
+    @property
     def n(self) -> int:
         """Number of latents."""
         ...
@@ -104,6 +111,11 @@ class Dictionary(Protocol):
     @property
     def codes(self) -> type:
         """SparseCodes or DenseCodes: what ``encode`` returns."""
+        ...
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Params that ``loss`` sets anew in each step (``Out.frozen``); not trainable."""
         ...
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
@@ -129,15 +141,19 @@ class Dictionary(Protocol):
     def loss(
         self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
     ) -> tuple[Any, Out]:
-        """(scalar, Out) of one global batch."""
+        """(scalar, Out) of one global batch.
+
+        ``hyper`` holds ``hyper()`` and "steps", the length of the run, as traced scalars. What is
+        drawn from ``key`` must be a function of global rows and latents, equal on every mesh.
+        """
         ...
 
     def project_gradients(self, params: Params, grads: Params) -> Params:
         """Gradients as the optimiser shall see them (for instance tangent to unit rows)."""
         ...
 
-    def after_step(self, state: Any, out: Out) -> Any:
-        """All that is not a gradient: projections, bias rules, thresholds, resampling."""
+    def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
+        """All that is not a gradient: projections, bias rules, resampling; global arrays."""
         ...
 
 

@@ -31,7 +31,10 @@ def fvu(x: Float[Array, "b d"], residual: Float[Array, "b d"]) -> Float[Array, "
 
 def l1(values: Float[Array, "b n"], W_dec: Float[Array, "n d"]) -> Float[Array, ""]:
     """Mean over rows of sum_i |f_i| ||W_dec,i||; the gradient reaches the norms too."""
-    weighted = jnp.abs(values) @ jnp.linalg.norm(W_dec, axis=1)
+    square = jnp.sum(jnp.square(W_dec), axis=1)
+    # sqrt has no gradient at 0: a row that is zero must not make every weight NaN
+    norms = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    weighted = jnp.abs(values) @ norms
     return ops.rows_mean(ops.latents_sum(weighted))
 
 
@@ -52,7 +55,8 @@ def aux_k(
     all kept.
 
     Only dead latents are computed: their rows are gathered into a block of one of three sizes,
-    so that the cost follows their number and every dead latent is in the block.
+    so that the cost follows their number (that of the device with most of them) and every dead
+    latent is in the block.
 
     Args:
       params: W_enc, W_dec, b_enc, b_dec: this device's latents.

@@ -39,7 +39,7 @@ def latents_sum(x: Any) -> Any:
 
 
 def latents_max(x: Any) -> Any:
-    """The maximum over the devices that hold other latents."""
+    """The maximum over the devices that hold other latents; it has no gradient."""
     return _reduce(jax.lax.pmax, x, MODEL)
 
 
@@ -85,7 +85,9 @@ def select_topk(
     """
     k_local = min(k, W_enc.shape[0])
     values, indices = encode_topk(*_own((x, b_pre, W_enc, b_enc)), k_local, matmul_dtype)
-    return keep_largest(values, k, active_k), indices
+    values = keep_largest(values, k, active_k)
+    room = ((0, 0), (0, k - k_local))  # a shard of fewer than k latents still hands on k slots
+    return jnp.pad(values, room), jnp.pad(indices, room)
 
 
 def keep_largest(values: Float[Array, "b c"], k: int, active_k: Any) -> Float[Array, "b c"]:
@@ -94,16 +96,16 @@ def keep_largest(values: Float[Array, "b c"], k: int, active_k: Any) -> Float[Ar
     Args:
       values: this device's candidates, largest first; a row's global top k is among all devices'.
       k: bound on active_k, static.
-      active_k: how many survive, a traced scalar or an int.
+      active_k: how many survive: an int, a traced scalar, or one number a row, [b, 1].
 
     Exact, ties at the cut going to the lowest latent; only values travel between devices.
     """
     c = values.shape[1]
     if _size(MODEL) == 1:
-        return jnp.where((jnp.arange(c) < active_k)[None], values, 0)
+        return jnp.where(jnp.arange(c)[None] < active_k, values, 0)
     everyone = jax.lax.all_gather(jax.lax.stop_gradient(values), MODEL, axis=1, tiled=True)
     _, slots = top_k(everyone, min(k, everyone.shape[1]))
-    won = jnp.where((jnp.arange(slots.shape[1]) < active_k)[None], slots, everyone.shape[1])
+    won = jnp.where(jnp.arange(slots.shape[1])[None] < active_k, slots, everyone.shape[1])
     rows = jnp.arange(values.shape[0])[:, None]
     table = jnp.zeros((values.shape[0], everyone.shape[1] + 1), bool).at[rows, won].set(True)
     mask = jax.lax.dynamic_slice_in_dim(table, jax.lax.axis_index(MODEL) * c, c, axis=1)
@@ -175,8 +177,10 @@ def loss(method: Callable) -> Callable:
     """Map ``loss(self, params, stats, batch, key, step, hyper) -> (scalar, Out)`` over the mesh."""
 
     def public(self, params, stats, batch, key, step, hyper):
-        stats_axes = {k: s.axes for k, s in self.specs()["stats"].items()}
-        out = ((), Out(metrics=(), stats=stats_axes, reconstruction=("b", None)))
+        specs = self.specs()
+        stats_axes = {k: s.axes for k, s in specs["stats"].items()}
+        frozen = {k: s.axes for k, s in specs["params"].items() if k in self.frozen}
+        out = ((), Out((), stats_axes, ("b", None), frozen))
         axes = (_axes(self, params), stats_axes, ("b",), (), (), ())
         args = (params, stats, batch, key, step, hyper)
         return _over_mesh(functools.partial(method, self), args, axes, out, rows=batch)
@@ -213,14 +217,15 @@ def _mesh_of(args: Any) -> Any:
 
 def _onto_mesh(args: Any) -> Any:
     """Arrays that are tied to one device, copied to all devices of the mesh in context."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+        return args  # inside a jit, whose caller has placed them
     mesh = jax.sharding.get_mesh()
     if mesh.empty or mesh.size == 1:
         return args
     everywhere = NamedSharding(mesh, jax.P())
 
     def move(leaf):
-        tied = not isinstance(leaf, jax.core.Tracer) and isinstance(leaf, jax.Array)
-        tied = tied and isinstance(leaf.sharding, jax.sharding.SingleDeviceSharding)
+        tied = isinstance(getattr(leaf, "sharding", None), jax.sharding.SingleDeviceSharding)
         return jax.device_put(leaf, everywhere) if tied else leaf
 
     return jax.tree.map(move, args)

@@ -39,6 +39,7 @@ class ReLU:
 
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
+    frozen: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -47,6 +48,12 @@ class ReLU:
             raise ValueError(
                 f"l1={self.l1}, l1_warmup_steps={self.l1_warmup_steps}: neither can be negative"
             )
+        affine.check_dead_after(self.dead_after_tokens)
+
+    @property
+    def d_out(self) -> int:
+        """d_in."""
+        return self.d_in
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """See ``affine.specs``; stats: rows since each latent fired."""
@@ -92,11 +99,10 @@ class ReLU:
         y = affine.decode(params, codes, self.matmul_dtype)
         squares = losses.mse(x - y) * self.d_in
         l1 = losses.l1(codes.values, params["W_dec"])
-        ramp = jnp.minimum(1.0, (step + 1) / max(self.l1_warmup_steps, 1))
+        ramp = jnp.minimum(1.0, step / self.l1_warmup_steps) if self.l1_warmup_steps else 1.0
 
         fired = ops.fired(codes, stats["since_fired"].shape[0])
-        counted = jnp.minimum(stats["since_fired"], 2**30) + ops.rows_count(x)
-        since = jnp.where(fired, 0, counted).astype(jnp.int32)
+        since = affine.since_fired(stats["since_fired"], fired, ops.rows_count(x))
         dead = since > self.dead_after_tokens
         metrics = {
             "mse": squares,
@@ -112,7 +118,7 @@ class ReLU:
         """Unchanged: norms are free."""
         return grads
 
-    def after_step(self, state: Any, out: Out) -> Any:
+    def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""
         return state
 

@@ -41,14 +41,19 @@ class TopK:
 
     codes: ClassVar[type] = SparseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
+    frozen: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.n:
             raise ValueError(f"k={self.k} active of n={self.n} latents: k must be in 1..n")
         if self.k_aux is not None and self.k_aux < 1:
             raise ValueError(f"k_aux={self.k_aux}: at least 1; aux_coefficient=0 switches AuxK off")
-        if self.dead_after_tokens < 1:
-            raise ValueError(f"dead_after_tokens={self.dead_after_tokens}: at least 1 is needed")
+        affine.check_dead_after(self.dead_after_tokens)
+
+    @property
+    def d_out(self) -> int:
+        """d_in."""
+        return self.d_in
 
     @property
     def aux_latents(self) -> int:
@@ -114,9 +119,7 @@ class TopK:
         main = stats["mse_scale"] * losses.mse(x - y)
 
         fired = ops.fired(codes, stats["since_fired"].shape[0])
-        # saturates: an int32 would turn negative after 2^31 rows
-        counted = jnp.minimum(stats["since_fired"], 2**30) + ops.rows_count(x)
-        since = jnp.where(fired, 0, counted)
+        since = affine.since_fired(stats["since_fired"], fired, ops.rows_count(x))
         dead = since > self.dead_after_tokens
         aux, served = jnp.zeros(()), jnp.zeros(())
         if self.aux_coefficient:
@@ -129,14 +132,14 @@ class TopK:
             "l0": ops.l0(codes),
             "dead": ops.latents_sum(jnp.sum(dead)).astype(jnp.float32) / self.n,
         }
-        stats = {**stats, "since_fired": since.astype(jnp.int32)}
+        stats = {**stats, "since_fired": since}
         return main + hyper["aux_coefficient"] * aux, Out(metrics, stats, y)
 
     def project_gradients(self, params: Params, grads: Params) -> Params:
         """Without the part along each decoder row."""
         return {**grads, "W_dec": affine.tangent(params["W_dec"], grads["W_dec"])}
 
-    def after_step(self, state: Any, out: Out) -> Any:
+    def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Decoder rows back to unit norm."""
         params = {**state.params, "W_dec": affine.unit_rows(state.params["W_dec"])}
         return state.replace(params=params)

@@ -23,7 +23,10 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def init_state(sae: Any, tx: Any, key: jax.Array, sample: Batch, mesh: Any, strategy: str) -> Any:
-    """A fresh state, born sharded: no array is ever whole on one device.
+    """A fresh state, laid out on the mesh, with the same numbers on every mesh.
+
+    Each device computes the initial weights whole before it keeps its part, so a device must hold
+    a few times the size of W_enc while this runs.
 
     Args:
       sae: the dictionary.

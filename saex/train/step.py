@@ -41,11 +41,11 @@ def make_step(
         trainable = jax.tree.map(lambda p, u: p - lr * u, trainable, updates)
         state = state.replace(
             step=state.step + 1,
-            params={**trainable, **frozen},
+            params={**trainable, **frozen, **out.frozen},
             opt_state=opt_state,
             stats=out.stats,
         )
-        state = sae.after_step(state, out)
+        state = sae.after_step(state, out, batch, key)
         finite = jnp.isfinite(loss)
         for p in jax.tree.leaves(state.params):
             finite &= jnp.isfinite(jnp.sum(p))
@@ -55,7 +55,7 @@ def make_step(
     return jax.jit(step_fn, donate_argnums=0)
 
 
-def hyper_arrays(sae: Any, optim: Optim) -> Params:
-    """The traced scalars of a single run."""
-    values = {**sae.hyper(), "lr": optim.learning_rate(sae.n)}
+def hyper_arrays(sae: Any, optim: Optim, steps: int) -> Params:
+    """The traced scalars of a single run of ``steps`` updates."""
+    values = {**sae.hyper(), "lr": optim.learning_rate(sae.n), "steps": steps}
     return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}

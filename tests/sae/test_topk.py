@@ -179,3 +179,19 @@ def test_aux_k_revives_latents_that_start_nearly_silent():
     assert served > 0
     assert with_aux >= 0.9, f"{with_aux:.2f} of the silenced latents live with AuxK"
     assert with_aux >= without + 0.2, f"{with_aux:.2f} with AuxK, {without:.2f} without"
+
+
+def test_more_active_latents_than_a_shard_has():
+    sae, x = TopK(D, N, 20), sample(16)
+    params, _ = init(sae)
+    expected = np.asarray(sae.encode(params, x).dense(N))
+    assert (expected > 0).sum(1).max() > N // 8
+    with jax.set_mesh(make_mesh(MeshConfig(1, 8))):
+        codes = jax.device_get(sae.encode(params, x))
+    np.testing.assert_allclose(codes.dense(N), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [0, 2**30 + 1])
+def test_a_counter_that_could_never_say_dead_is_refused(tokens):
+    with pytest.raises(ValueError, match=f"dead_after_tokens={tokens}: must be in 1"):
+        TopK(D, N, K, dead_after_tokens=tokens)

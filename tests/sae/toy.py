@@ -28,7 +28,7 @@ def fit(sae, batches, optim, mesh, steps, seed=0, change=lambda params: params, 
         tx = optim.transformation()
         state = init_state(sae, tx, jax.random.key(seed), sample, mesh, "tp")
         state = state.replace(params=change(state.params))
-        step, hyper = make_step(sae, optim, steps), hyper or hyper_arrays(sae, optim)
+        step, hyper = make_step(sae, optim, steps), hyper or hyper_arrays(sae, optim, steps)
         sharding = jax.NamedSharding(mesh, jax.P("data"))
         history = []
         for i in range(steps):

@@ -1,0 +1,138 @@
+"""What every row of SAES promises; a new method gets these tests with its line in the table."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saex.sae import SAES, SparseCodes
+from saex.sae.transform import fold_scale
+from saex.sharding import MeshConfig, make_mesh
+from saex.train.optim import Optim
+from tests.sae import toy
+
+D, N = 16, 64
+TRUTH = toy.directions(40, D)
+SAE = {name: cls(d_in=D, n=N, **({"k": 4} if name == "topk" else {})) for name, cls in SAES.items()}
+
+
+def batch(i, rows=128):
+    return 3 * toy.batch(TRUTH, rows, 3, i) + 0.5
+
+
+@pytest.fixture(params=sorted(SAES))
+def sae(request):
+    return SAE[request.param]
+
+
+@pytest.fixture
+def params(sae):
+    return sae.init(jax.random.key(0), {"x": jnp.asarray(batch(0))})[0]
+
+
+def test_specs_say_what_init_makes(sae):
+    made = jax.eval_shape(sae.init, jax.random.key(0), {"x": jnp.asarray(batch(0))})
+    for said, tree in zip((sae.specs()["params"], sae.specs()["stats"]), made):
+        assert {k: (v.shape, v.dtype) for k, v in tree.items()} == {
+            k: (s.shape, np.dtype(s.dtype)) for k, s in said.items()
+        }
+
+
+def test_a_dictionary_is_hashable_and_owns_no_arrays(sae):
+    assert hash(sae) == hash(dataclasses.replace(sae)) and sae == dataclasses.replace(sae)
+
+
+def test_codes_are_canonical(sae, params):
+    codes = sae.encode(params, batch(1))
+    assert isinstance(codes, sae.codes)
+    if isinstance(codes, SparseCodes):
+        values, indices = np.asarray(codes.values), np.asarray(codes.indices)
+        assert not indices[values == 0].any()
+        for row, used in zip(indices, values != 0):
+            assert len(set(row[used])) == used.sum()
+    assert np.asarray(codes.dense(N)).shape == (128, N)
+
+
+def test_inference_is_per_row(sae, params):
+    x = batch(2, 16)
+    whole = np.asarray(sae.encode(params, x).dense(N))
+    for i in (0, 7, 15):
+        one = np.asarray(sae.encode(params, x[i : i + 1]).dense(N))
+        np.testing.assert_allclose(one[0], whole[i], atol=1e-6)
+
+
+def test_decode_is_affine_in_the_codes(sae, params):
+    one, two = (sae.encode(params, batch(i, 8)) for i in (3, 4))
+    bias = np.asarray(sae.decode(params, jax.tree.map(lambda a: a * 0, one)))
+    double = one.replace(values=one.values * 2)
+    np.testing.assert_allclose(
+        sae.decode(params, double) - bias, 2 * (sae.decode(params, one) - bias), atol=1e-4
+    )
+    assert np.ptp(bias, axis=0).max() == 0
+    assert np.abs(sae.decode(params, two) - sae.decode(params, one)).max() > 0.1
+
+
+def test_folding_the_scale_changes_nothing(sae, params):
+    x, folded = batch(5, 32), fold_scale(params)
+    assert float(params["scale"]) != 1 and float(folded["scale"]) == 1
+    before, after = sae.encode(params, x), sae.encode(folded, x)
+    np.testing.assert_allclose(before.dense(N), after.dense(N), atol=1e-5)
+    np.testing.assert_allclose(
+        sae.decode(params, before), sae.decode(folded, after), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_optimiser_sees_trainable_params_only(sae):
+    params, _ = toy.fit(sae, batch, Optim(lr=1e-2), make_mesh(MeshConfig()), 3)
+    start, _ = sae.init(jax.random.key(0), {"x": jnp.asarray(batch(10**6))})
+    for name, spec in sae.specs()["params"].items():
+        moved = np.abs(np.asarray(start[name]) - params[name]).max()
+        assert (moved > 1e-3) == spec.trainable, name
+
+
+def test_loss_falls_and_meshes_agree(sae):
+    """The same losses to 1e-5 on every mesh and strategy, 20 steps; and they fall."""
+    expected, reference = None, None
+    for config in (
+        MeshConfig(1, 1),
+        MeshConfig(8, 1),
+        MeshConfig(2, 4, "fsdp"),
+        MeshConfig(2, 4),
+        MeshConfig(1, 8),
+    ):
+        sae = dataclasses.replace(sae, dead_after_tokens=100)  # AuxK has latents to serve
+        params, history = toy.fit(sae, batch, Optim(lr=3e-3), make_mesh(config), 20)
+        losses = [m["loss"] for m in history]
+        if expected is None:
+            expected, reference = losses, params
+            assert losses[-1] < 0.9 * losses[0]
+            assert "aux_served" not in history[0] or max(m["aux_served"] for m in history) > 0
+        np.testing.assert_allclose(losses, expected, rtol=1e-5, err_msg=str(config))
+        for name in reference:
+            np.testing.assert_allclose(params[name], reference[name], atol=2e-4, err_msg=name)
+
+
+def test_gradients_match_finite_differences(sae, params):
+    """Along random directions, at a point where no latent is about to switch."""
+    _, stats = sae.init(jax.random.key(0), {"x": jnp.asarray(batch(0))})
+    rows = {"x": jnp.asarray(batch(6, 8))}
+
+    @jax.jit
+    def loss(params):
+        hyper = {k: jnp.float32(v) for k, v in sae.hyper().items()}
+        return sae.loss(params, stats, rows, None, jnp.int32(10**6), hyper)[0]
+
+    grads = jax.grad(loss)(params)
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+        direction = np.random.default_rng(1).normal(size=params[name].shape).astype(np.float32)
+        direction /= np.linalg.norm(direction)
+        step = 1e-3
+        up, down = (
+            float(loss({**params, name: params[name] + s * direction})) for s in (step, -step)
+        )
+        slope = float(np.sum(grads[name] * direction))
+        np.testing.assert_allclose(
+            (up - down) / (2 * step), slope, rtol=0.05, atol=2e-3, err_msg=name
+        )
