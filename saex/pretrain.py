@@ -196,7 +196,7 @@ def bits_per_byte(model: Transformer, params, chunks, rows: int = 64) -> float:
 
 def save_state(path: Path, step: int, state) -> None:
     """Writes the leaves of `state` and the step; the file before is replaced when all is there."""
-    leaves = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+    leaves: dict[str, Any] = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
     unfinished = path.with_suffix(".tmp.npz")
     np.savez(unfinished, step=step, **leaves)
     os.replace(unfinished, path)

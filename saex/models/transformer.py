@@ -105,7 +105,7 @@ class Transformer:
         taps: Sequence[str] = (),
         edits: Mapping[str, Edit] | None = None,
         stop_at: str | None = None,
-    ) -> tuple[Float[Array, "b t v"] | None, dict[str, Float[Array, "b t d"]]]:
+    ) -> tuple[Any, dict[str, Float[Array, "b t d"]]]:
         """One forward pass.
 
         tokens: int [b, t], any t. taps: sites to return. edits: site -> Edit, applied before the
