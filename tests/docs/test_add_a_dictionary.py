@@ -1,6 +1,7 @@
 """The method that docs/add-a-dictionary.md adds works as the page says."""
 
 import importlib.util
+import inspect
 import pathlib
 import re
 import sys
@@ -13,13 +14,22 @@ import pytest
 from saex.checkpoint import Checkpointer, load_sae
 from saex.config import resolve, run_hash, to_json
 from saex.sae import SAES
-from saex.sharding import MeshConfig, make_mesh
+from saex.sharding import MeshConfig, make_mesh, shardings
 from saex.train.optim import Optim
 from saex.train.state import init_state
-from tests.sae import toy
+from tests.sae import test_all, toy
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "add-a-dictionary.md"
 D, N, K = 16, 64, 4
+CONFORMANCE = [
+    test_all.test_specs_say_what_init_makes,
+    test_all.test_a_dictionary_is_hashable_and_owns_no_arrays,
+    test_all.test_codes_are_canonical,
+    test_all.test_inference_is_per_row,
+    test_all.test_decode_is_affine_in_the_codes,
+    test_all.test_folding_the_scale_changes_nothing,
+    test_all.test_gradients_match_finite_differences,
+]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +74,27 @@ def test_it_is_the_same_on_eight_devices(abs_topk, one):
     _, sharded = trained(abs_topk, MeshConfig(data=2, model=4))
     losses = [[m["loss"] for m in history[:20]] for history in (one[1], sharded)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [K, 12])
+def test_codes_are_the_same_on_eight_devices(abs_topk, one, k):
+    """Also where a device has fewer latents (8) than are to be chosen."""
+    sae, x = abs_topk(D, N, k), rows(79, 32)
+    mesh = make_mesh(MeshConfig(data=1, model=8))
+    where = shardings(sae.specs()["params"], mesh)
+    split = {name: jax.device_put(value, where[name]) for name, value in one[0].items()}
+    codes, whole = jax.device_get(sae.encode(split, x)), sae.encode(one[0], x)
+    assert codes.values.shape == whole.values.shape == (32, k)
+    np.testing.assert_allclose(codes.dense(N), whole.dense(N), atol=1e-6)
+    np.testing.assert_allclose(sae.decode(split, codes), sae.decode(one[0], whole), atol=1e-5)
+
+
+@pytest.mark.parametrize("check", CONFORMANCE, ids=lambda check: check.__name__)
+def test_it_does_what_every_row_of_the_table_does(abs_topk, check):
+    sae = abs_topk(d_in=test_all.D, n=test_all.N, k=K)
+    params, _ = sae.init(jax.random.key(0), {"x": jnp.asarray(test_all.batch(0))})
+    given = {"sae": sae, "params": params}
+    check(**{name: given[name] for name in inspect.signature(check).parameters})
 
 
 def test_codes_are_the_k_largest_by_size_with_their_signs(abs_topk, one):
