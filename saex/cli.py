@@ -24,22 +24,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     args, overrides = _parse(list(sys.argv[1:] if argv is None else argv))
     # Imported late: --help and wrong flags answer at once.
-    from saex.checkpoint import CheckpointError
-    from saex.data.manifest import StoreError
     from saex.loop import EXIT_NAN, EXIT_PREEMPTED, NotFinite, Preempted
-    from saex.registry import ConfigError
 
     try:
         return args.run(args, overrides) or 0
-    except (ConfigError, StoreError, CheckpointError, FileNotFoundError) as error:
-        print(f"saex: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
     except NotFinite as error:
-        print(f"saex: {error}", file=sys.stderr)
-        return EXIT_NAN
+        return _say(error, EXIT_NAN)
     except Preempted as error:
-        print(f"saex: {error}", file=sys.stderr)
-        return EXIT_PREEMPTED
+        return _say(error, EXIT_PREEMPTED)
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
+        if not _raised_by_saex(error):
+            raise  # a bug, ours or a library's: the traceback is the message
+        return _say(error, EXIT_BAD_INPUT)
+
+
+def _say(error: Exception, code: int) -> int:
+    print(f"saex: {error}", file=sys.stderr)
+    return code
+
+
+def _raised_by_saex(error: Exception) -> bool:
+    """Whether the error comes from a check of ours, rather than out of a library."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("saex.")
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:

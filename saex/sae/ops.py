@@ -151,7 +151,7 @@ def encode(method: Callable) -> Callable:
 
     def public(self, params, x):
         def part(params, x):
-            return _globalise(method(self, params, x), self.n)
+            return _globalise(method(self, params, x), self.n, getattr(self, "k", self.n))
 
         out = jax.tree.unflatten(_structure(self.codes), list(self.codes.AXES))
         return _over_mesh(part, (params, x), (_axes(self, params), ("b",)), out, rows=x)
@@ -250,17 +250,20 @@ def _over_mesh(fn: Callable, args: tuple, in_axes: tuple, out_axes: Any, rows: A
     return jax.shard_map(lambda *a: fn(*a), in_specs=in_specs, out_specs=out_specs)(*args)
 
 
-def _globalise(codes: Codes, n: int) -> Codes:
+def _globalise(codes: Codes, n: int, k: int) -> Codes:
     if isinstance(codes, DenseCodes) or not _bound(MODEL):
         return codes
     values, indices = codes.values, codes.indices
-    indices = jnp.where(values != 0, indices + latents_offset(n // _size(MODEL)), 0)
-    k = values.shape[1]
+    n_local = n // _size(MODEL)
+    indices = jnp.where(values != 0, indices + latents_offset(n_local), 0)
+    # as many slots as here; where a device has no more latents than slots, a row may have more
+    slots = values.shape[1]
+    k = slots if slots != n_local else min(k, slots * _size(MODEL))
     values = jax.lax.all_gather(values, MODEL, axis=1, tiled=True, to="invarying")
     indices = jax.lax.all_gather(indices, MODEL, axis=1, tiled=True, to="invarying")
-    _, slots = top_k(jnp.abs(jax.lax.stop_gradient(values)), k)
+    _, best = top_k(jnp.abs(jax.lax.stop_gradient(values)), k)
     return SparseCodes(
-        jnp.take_along_axis(values, slots, axis=1), jnp.take_along_axis(indices, slots, axis=1)
+        jnp.take_along_axis(values, best, axis=1), jnp.take_along_axis(indices, best, axis=1)
     )
 
 
