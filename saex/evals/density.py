@@ -75,8 +75,8 @@ def count(sae: Any, params: Any, rows: Rows, at_most: int | None = None) -> Coun
 
 def histogram(counts: Counts, bins_per_decade: int = 4) -> Histogram:
     """Alive latents by log10 density, from below one firing in all rows up to every row."""
-    decades = int(np.ceil(np.log10(max(counts.rows, 10))))
-    edges = np.linspace(-decades, 0, decades * bins_per_decade + 1)
+    bins = int(np.ceil(np.log10(max(counts.rows, 10)) * bins_per_decade))
+    edges = np.arange(-bins, 1) / bins_per_decade
     alive = counts.fired > 0
     heights, _ = np.histogram(np.log10(counts.density[alive]), bins=edges)
     return Histogram(edges, heights, int(np.sum(~alive)), counts.rows)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 COLUMNS = {
     "fvu": "FVU",
@@ -21,10 +22,10 @@ LABELS = {
 }
 
 
-def rows(metrics: Mapping[str, float], name: str = "SAE") -> dict[str, dict[str, float]]:
+def rows(metrics: Mapping[str, Any], name: str = "SAE") -> dict[str, dict[str, Any]]:
     """Label -> {column: value}, the dictionary first, then each control of the flat metrics.
 
-    A control's metrics are those under ``<control>.``.
+    A control's metrics are those under ``<control>.``; None is a number that JSON cannot hold.
     """
     controls = list(dict.fromkeys(key.split(".")[0] for key in metrics if "." in key))
     out = {name: {c: metrics[c] for c in COLUMNS if c in metrics}}
@@ -34,7 +35,7 @@ def rows(metrics: Mapping[str, float], name: str = "SAE") -> dict[str, dict[str,
     return out
 
 
-def shown(value: float | None) -> str:
+def shown(value: float | int | None) -> str:
     """A number in at most four significant digits; a dash for what is not there."""
     if value is None or not math.isfinite(value):
         return "-"
@@ -43,7 +44,7 @@ def shown(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def table(metrics: Mapping[str, float], name: str = "SAE") -> str:
+def table(metrics: Mapping[str, Any], name: str = "SAE") -> str:
     """The table of flat metrics, then the other figures, as text for a terminal."""
     body = rows(metrics, name)
     used = [c for c in COLUMNS if any(c in r for r in body.values())]
@@ -55,8 +56,9 @@ def table(metrics: Mapping[str, float], name: str = "SAE") -> str:
     return "\n".join([*text, *others(metrics)])
 
 
-def others(metrics: Mapping[str, float]) -> list[str]:
+def others(metrics: Mapping[str, Any]) -> list[str]:
     """Figures that have no column, in sentences."""
+    metrics = {k: v for k, v in metrics.items() if v is not None}
     get = metrics.get
     out = []
     if "ce_clean" in metrics:

@@ -13,7 +13,7 @@ from saex.report import choose
 from saex.report.scan import Scan, decoder_rows, scan, values_at
 from saex.report.tokens import byte_text
 
-BEFORE, AFTER = 28, 11  # tokens shown around the peak
+BEFORE, AFTER = 32, 15  # tokens shown around the peak
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Page:
     summary: str = ""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     curves: Iterable[Mapping[str, Any]] = ()
-    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     histogram: Histogram | None = None
     latents: tuple[Latent, ...] = ()
     rows: int = 0
@@ -102,10 +102,11 @@ def render(page: Page) -> str:
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 
 
-def _tiles(metrics: Mapping[str, float]) -> Markup | None:
+def _tiles(metrics: Mapping[str, Any]) -> Markup | None:
     def number(key: str) -> str:
         value = metrics[key]
-        return f"{value:.2%}" if key == "dead_fraction" else shown(value)
+        percent = key == "dead_fraction" and value is not None
+        return f"{value:.2%}" if percent else shown(value)
 
     found = [
         el("div", el("dt", label), el("dd", number(key)))
@@ -138,8 +139,8 @@ def _curves(lines: Iterable[Mapping[str, Any]]) -> Markup | None:
         for name, value in line.items():
             if name not in NOT_CURVES and _number(value) and _number(line.get("step")):
                 steps, values = found.setdefault(str(name), ([], []))
-                steps.append(line["step"])
-                values.append(value)
+                steps.append(float(line["step"]))
+                values.append(float(value))
     first = [name for name in FIRST_CURVES if name in found]
     names = [*first, *sorted(set(found) - set(first))][:MOST_CURVES]
     figures = [el("figure", el("figcaption", n), svg.curve(*found[n], n)) for n in names]

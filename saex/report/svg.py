@@ -2,23 +2,25 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from saex.report.html import Markup, el, join
 
 WIDTH, HEIGHT = 320, 150
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 22
+LEFT, RIGHT, TOP, BOTTOM = 52, 8, 8, 22
+LINEAR = ("lr", "learning_rate")  # falls to 0 at the end
 
 
-def curve(steps: Sequence[float], values: Sequence[float], label: str, points: int = 240) -> Markup:
+def curve(steps: Sequence[Any], values: Sequence[Any], label: str, points: int = 240) -> Markup:
     """A line over steps, averaged to ``points`` points; a wide range is logarithmic."""
     x, y = thinned(np.asarray(steps, float), np.asarray(values, float), points)
-    log = bool(y.min() > 0 and y.max() > 30 * y.min())
+    log = bool(y.min() > 0 and y.max() > 30 * y.min()) and label not in LINEAR
     place = np.log10(y) if log else y
     low, high = float(place.min()), float(place.max())
-    if high - low < 1e-12 * max(abs(high), 1):
-        low, high = low - max(abs(low), 1) * 0.5, high + max(abs(high), 1) * 0.5
+    if high - low < 1e-9 * abs(high) or high == low:  # a constant: between 0 and twice as much
+        low, high = sorted((0.0, 2 * high or 1.0))
     across = (x - x.min()) / max(float(np.ptp(x)), 1e-12) * (WIDTH - LEFT - RIGHT) + LEFT
     down = HEIGHT - BOTTOM - (place - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
     line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, down))
@@ -37,14 +39,14 @@ def curve(steps: Sequence[float], values: Sequence[float], label: str, points: i
     )
 
 
-def bars(edges: Sequence[float], counts: Sequence[int], dead: int, rows: int) -> Markup:
+def bars(edges: Sequence[Any], counts: Sequence[int], dead: int, rows: int) -> Markup:
     """Latents by log10 density; those that never fired in a bar of their own at the left."""
-    width, height, gap = 640, 220, 34
+    width, height, gap = 640, 220, 44
     top = max([dead, *counts, 1])
     left, base = 44, height - 34
     step = (width - left - gap - 8) / max(len(counts), 1)
 
-    def bar(x: float, count: int, w: float, kind: str, words: str) -> Markup | None:
+    def bar(x: float | int, count: int, w: float | int, kind: str, words: str) -> Markup | None:
         if not count:
             return None
         tall = max(count / top * (base - 12), 1.0)
@@ -68,11 +70,11 @@ def bars(edges: Sequence[float], counts: Sequence[int], dead: int, rows: int) ->
         ticks.append(_text(x, base + 14, "1" if decade == 0 else f"1e{decade}", "middle"))
     return el(
         "svg",
-        bar(left, dead, gap - 12, "dead", f"{dead} latents never fired in {rows:,} rows"),
+        bar(left, dead, gap - 20, "dead", f"{dead} latents never fired in {rows:,} rows"),
         shown,
         el("line", x1=left, x2=width - 8, y1=base, y2=base, class_="axis"),
         ticks,
-        _text(left + (gap - 12) / 2, base + 14, "dead", "middle"),
+        _text(left + (gap - 20) / 2, base + 14, "dead", "middle"),
         _text(left - 4, 16, str(top), "end"),
         _text(left - 4, base, "0", "end"),
         _text((left + width) / 2, height - 4, "share of rows in which a latent fires", "middle"),
@@ -93,7 +95,7 @@ def thinned(x: np.ndarray, y: np.ndarray, points: int) -> tuple[np.ndarray, np.n
     return np.append(x, last[0]), np.append(y, last[1])
 
 
-def short(value: float) -> str:
+def short(value: float | int) -> str:
     """A number in about three digits."""
     value = float(value)
     if value == 0:
@@ -113,5 +115,5 @@ def _frame() -> Markup:
     return el("path", d=path, class_="axis")
 
 
-def _text(x: float, y: float, words: str, anchor: str) -> Markup:
+def _text(x: float | int, y: float | int, words: str, anchor: str) -> Markup:
     return join(el("text", words, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor))

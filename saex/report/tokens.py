@@ -1,6 +1,6 @@
 """Tokens as a reader sees them: one by one, nothing invisible, nothing joined."""
 
-MARKS = {"\n": "⏎", "\r": "␍", "\t": "⇥", " ": "·"}
+MARKS = {"\n": "⏎", "\r": "⇤", "\t": "⇥", " ": "·"}
 
 
 def byte_text(token: int) -> str:
