@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from saex.models.transformer import Transformer
 
@@ -22,7 +22,7 @@ def save_model(path: str | os.PathLike, model: Transformer, params, info: Mappin
     arrays = {".".join(k.key for k in keys): np.asarray(x, np.float16) for keys, x in flat}
     metadata = {"model": json.dumps(dataclasses.asdict(model)), "info": json.dumps(dict(info))}
     unfinished = Path(f"{path}.tmp")
-    save_file(arrays, unfinished, metadata)
+    unfinished.write_bytes(save(arrays, metadata))
     os.replace(unfinished, path)
 
 

@@ -242,6 +242,32 @@ def test_explicit_mesh_with_replicated_and_sharded_batches(params, spec):
     np.testing.assert_array_equal(greedy[:, -2], np.argmax(logits[:, -1], axis=-1))
 
 
+def shift(x, delta):
+    return x + delta
+
+
+@pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+def test_gradient_at_a_site_on_a_mesh(params, kind):
+    tokens = np.random.default_rng(2).integers(0, 257, (8, 12)).astype(np.int32)
+    zero = np.zeros((8, 12, 16), np.float32)
+
+    @jax.jit
+    def gradient(delta, tokens):
+        def loss(delta):
+            edits = {"blocks.0.resid_post": Edit(shift, (delta,))}
+            return next_token_nats(MODEL.run(params, tokens, edits=edits)[0], tokens).mean()
+
+        return jax.grad(loss)(delta)
+
+    expected = gradient(zero, tokens)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType[kind],))
+    sharding = jax.NamedSharding(mesh, jax.P("data"))
+    with jax.set_mesh(mesh):
+        got = gradient(jax.device_put(zero, sharding), jax.device_put(tokens, sharding))
+    assert float(jnp.abs(expected).max()) > 1e-3
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
 def test_initialisation_predicts_all_bytes_alike(tokens):
     logits, _ = run(MODEL.init(jax.random.key(0)), tokens)
     nats = next_token_nats(logits, jnp.asarray(tokens))
