@@ -92,7 +92,8 @@ class Stdlib:
     """The Python sources of a standard library, by default the running interpreter's own.
 
     path: another standard library's folder ('' is the running one). Left out are test folders,
-    installed packages, and what the build generated for its machine (config-*, _sysconfigdata*).
+    installed packages, and what belongs to one machine (config-*,
+    _sysconfigdata*, sitecustomize).
     """
 
     path: str = ""
@@ -124,8 +125,10 @@ def _stdlib_names(root: Path) -> Iterator[str]:
             d for d in subfolders if d not in STDLIB_SKIPPED and not d.startswith("config-")
         ]
         for file in files:
-            if file.endswith(".py") and not file.startswith("_sysconfigdata"):
-                yield (Path(folder) / file).relative_to(root).as_posix()
+            path = Path(folder) / file
+            local = file.startswith(("_sysconfigdata", "sitecustomize"))
+            if path.suffix == ".py" and not local and path.is_file():
+                yield path.relative_to(root).as_posix()
 
 
 @dataclasses.dataclass(frozen=True)

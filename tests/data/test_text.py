@@ -2,7 +2,6 @@
 
 import builtins
 import json
-import os
 import re
 
 import numpy as np
@@ -51,7 +50,10 @@ def test_stdlib_is_split_without_overlap_and_in_stable_order():
 def test_stdlib_of_another_folder(tmp_path):
     files = {"a.py": "a = 1\n", "test/b.py": "b", "json/c.py": "c", "config-3.11-x/d.py": "d"}
     files |= {"_sysconfigdata_x.py": "e", "site-packages/f/f.py": "f", "g.txt": "g", "h.py": ""}
-    splits = both(Stdlib(write(tmp_path, files)))
+    files |= {"sitecustomize.py": "i"}
+    write(tmp_path, files)
+    (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere.py")
+    splits = both(Stdlib(str(tmp_path)))
     assert {**splits["train"], **splits["heldout"]} == {"a.py": "a = 1\n", "json/c.py": "c"}
     with pytest.raises(FileNotFoundError, match=r"no Python sources in .*nowhere"):
         list(Stdlib(str(tmp_path / "nowhere")).documents("train"))
@@ -111,11 +113,13 @@ def test_missing_text_is_named(tmp_path):
             source.documents("test")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_an_unreadable_file_is_named(tmp_path):
+def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
     root = write(tmp_path, {"secret.txt": "x"})
-    (tmp_path / "secret.txt").chmod(0)
-    with pytest.raises(OSError, match=r"cannot read '.*secret\.txt'"):
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(OSError, match=r"cannot read '.*secret\.txt' \(Permission denied\)"):
         both(Files(root))
 
 
