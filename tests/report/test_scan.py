@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 from typing import ClassVar
 
 import jax
@@ -74,7 +75,7 @@ def test_scan_equals_going_through_all_rows(data, sae, batch):
     np.testing.assert_array_equal(found.fired, (x > 0).sum(axis=0))
     np.testing.assert_allclose(found.total, x.sum(axis=0), rtol=1e-6)
     assert found.rows == kept.sum()
-    peaks = np.stack([x[a:b].max(axis=0) for a, b in zip(starts, starts[1:])])
+    peaks = np.stack([x[a:b].max(axis=0) for a, b in itertools.pairwise(starts)])
     best = -np.sort(-peaks, axis=0)[:4].T
     np.testing.assert_array_equal(found.top, best)
     real = found.top > 0

@@ -6,7 +6,7 @@ import pytest
 from saex import report
 from saex.data import Column, Store, StoreWriter
 from saex.evals import HeldOut, Rows
-from saex.report.latents import AFTER, BEFORE
+from saex.report.text import AFTER, BEFORE, Text
 from saex.sae import TopK
 from saex.sharding import MeshConfig, make_mesh, shardings
 
@@ -20,7 +20,7 @@ def columns():
     rng = np.random.default_rng(0)
     parts = []
     for document in range(12):
-        ids = np.frombuffer(TEXT, np.uint8)[document * 3 :][: 100 if document % 3 else 20]
+        ids = np.frombuffer(TEXT, np.uint8)[document % 7 * 3 :][: 100 if document % 3 else 20]
         tokens = np.concatenate([[256], ids]).astype(np.int32)
         parts.append((tokens, np.arange(len(tokens)), np.full(len(tokens), document)))
     tokens, position, document = (np.concatenate(p).astype(np.int32) for p in zip(*parts))
@@ -98,14 +98,17 @@ def test_highlighted_values_are_those_of_the_dictionary(found, columns, params):
             assert shown == bytes(t for t in columns["tokens"][span] if t < 256)
 
 
-def test_windows_are_full_where_the_context_is_long_enough(found):
-    for e in (e for latent in found.latents for e in latent.examples):
-        assert len(e.tokens) <= BEFORE + AFTER + 1
-        if all(e.cut):
-            assert e.peak == BEFORE
-        if len(e.tokens) < BEFORE + AFTER + 1:
-            assert e.cut == (False, False)
-        assert e.cut[0] == (e.tokens[0] != "<bos>")
+def test_a_window_is_as_large_as_its_context_allows(rows_of, columns):
+    text = Text(rows_of("tokens", "position", "document"))
+    lengths = np.bincount(columns["document"])
+    for row, (document, position) in enumerate(zip(columns["document"], columns["position"])):
+        start, stop, cut = text.window(row)
+        assert start <= row < stop
+        assert stop - start == min(lengths[document], BEFORE + AFTER + 1)
+        assert set(columns["document"][start:stop]) == {document}
+        assert cut == (columns["position"][start] > 0, stop - row < lengths[document] - position)
+        if all(cut):
+            assert row - start == BEFORE
 
 
 def test_contexts_that_read_the_same_are_shown_once(found):
