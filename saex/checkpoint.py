@@ -206,7 +206,7 @@ def load_sae(path: str | pathlib.Path, mesh: Any = None) -> tuple[Any, dict[str,
 
     Args:
       path: a run's workdir, its ``checkpoints`` folder, or one step's folder.
-      mesh: None: plain arrays on the default device. A mesh: params lie sharded on it.
+      mesh: None: plain arrays on this process's first device. A mesh: params lie sharded on it.
 
     Returns:
       The dictionary, rebuilt from the configuration in the checkpoint (no file is executed), and
@@ -234,7 +234,7 @@ def _restore_params(folder: pathlib.Path, specs: Any, mesh: Any) -> Any:
     import orbax.checkpoint as ocp
 
     if mesh is None:
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), abstract(specs)
         )

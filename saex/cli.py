@@ -101,12 +101,13 @@ def _train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int | 
     if not args.workdir:
         raise configs.ConfigError("--workdir=DIR is needed: the folder that the run writes into")
     _use_devices(config.mesh.size)
-    from saex import loop
+    from saex import distributed, loop
     from saex.evals import table
 
     result = loop.train(config, args.workdir, args.extend, args.allow_config_change)
-    print(table(result))
-    print(f"{args.workdir}: eval.json, report.html, metrics.jsonl, checkpoints/")
+    if distributed.is_main():
+        print(table(result))
+        print(f"{args.workdir}: eval.json, report.html, metrics.jsonl, checkpoints/")
     return 0
 
 
@@ -117,16 +118,16 @@ def _pretrain(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> Non
 
 
 def _eval(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from saex import loop
     from saex.evals import table
+    from saex.evaluate import evaluate_run
 
-    print(table(loop.evaluate_run(args.workdir)))
+    print(table(evaluate_run(args.workdir)))
 
 
 def _report(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    from saex import loop
+    from saex.evaluate import report_run
 
-    print(loop.report_run(args.workdir))
+    print(report_run(args.workdir))
 
 
 def _info(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
@@ -146,8 +147,9 @@ def _use_devices(count: int) -> None:
 
     from saex import distributed
 
-    if count > 1 and not os.environ.get("SAEX_NUM_PROCESSES"):
-        jax.config.update("jax_num_cpu_devices", count)
+    processes = int(os.environ.get("SAEX_NUM_PROCESSES", "1"))
+    if count > 1:
+        jax.config.update("jax_num_cpu_devices", max(1, count // processes))
     distributed.initialize()
 
 

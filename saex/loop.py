@@ -3,7 +3,6 @@
 Every stage is resumable: a second call goes on where a killed one stopped, a finished run says so.
 """
 
-import dataclasses
 import json
 import logging
 import pathlib
@@ -14,9 +13,10 @@ from typing import Any
 import jax
 
 from saex import distributed, evals, metrics
-from saex.checkpoint import Checkpointer, load_sae, versions
-from saex.config import Config, differences, resolve, run_hash, to_json
+from saex.checkpoint import Checkpointer, versions
+from saex.config import Config, differences, run_hash, to_json
 from saex.data.store import Store
+from saex.evaluate import evaluate_run, report_run, site_rows, store_folder
 from saex.harvest import harvest
 from saex.registry import ConfigError, identity
 from saex.sharding import make_mesh
@@ -66,86 +66,17 @@ def train(
         log.info(_plan(config, folder))
         store, heldout = _stores(config, folder, stop)
         _fit(config, folder, store, heldout, stop)
-        result = {}
-        if distributed.is_main():
-            result = evaluate_run(folder)
-            stop.check()
-            if config.report.enabled:
-                report_run(folder)
+        # Every process evaluates (a restore needs all of them); the first one writes.
+        result = evaluate_run(folder)
+        stop.check()
+        if config.report.enabled:
+            report_run(folder)
     if distributed.is_main():
         record = {"steps": config.n_steps, "seconds": round(time.time() - started, 1)}
-        _write_json(done, {**record, "versions": versions()})
+        metrics.write_json(done, {**record, "versions": versions()})
     distributed.barrier("done")
     log.info("done in %.0f s: %s", time.time() - started, folder)
     return result
-
-
-def evaluate_run(workdir: str | pathlib.Path) -> dict[str, float]:
-    """Evaluate a run's newest checkpoint on its held-out store; writes and returns eval.json.
-
-    Raises:
-      CheckpointError, StoreError: nothing to evaluate, or nothing to evaluate it on.
-    """
-    config, folder, sae, params, heldout = _open_run(workdir)
-    if config.eval.controls:
-        k = getattr(sae, "k", None)
-        if k is None:  # as many numbers as the dictionary uses
-            k = round(evals.Reconstruction(32_768).run(sae, params, heldout)["l0"])
-        train_rows = _rows(config, Store.open(_store_folder(config, folder) / "train"))
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        controls = evals.controls.fit(train_rows, sae, key, k=max(1, min(k, sae.d_in)))
-        heldout = dataclasses.replace(heldout, controls=controls)
-    chosen = {
-        "reconstruction": evals.Reconstruction(min(config.eval.rows, 262_144)),
-        "density": evals.Density(config.eval.rows),
-        "cross_entropy": evals.CrossEntropy(config.eval.contexts),
-    }
-    result = evals.evaluate(sae, params, heldout, chosen)
-    for note in heldout.notes():
-        log.info(note)
-    _write_json(folder / "eval.json", {k: v if v == v else None for k, v in result.items()})
-    return result
-
-
-def report_run(workdir: str | pathlib.Path) -> pathlib.Path:
-    """Write report.html of a run's newest checkpoint; returns its path."""
-    from saex import report
-
-    config, folder, sae, params, heldout = _open_run(workdir)
-    evaluation = folder / "eval.json"
-    return report.write(
-        folder / "report.html",
-        sae=sae,
-        params=params,
-        heldout=heldout,
-        config=to_json(config),
-        history=metrics.read(folder),
-        evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else {},
-        latents=config.report.latents,
-        contexts=config.report.contexts,
-    )
-
-
-def _open_run(workdir: str | pathlib.Path) -> tuple[Config, pathlib.Path, Any, Any, Any]:
-    folder = pathlib.Path(workdir)
-    path = folder / "config.json"
-    if not path.exists():
-        raise ConfigError(f"{path} does not exist: {folder} is not a run's workdir")
-    config = resolve(json.loads(path.read_text())["config"])
-    sae, params = load_sae(folder)
-    model, model_params = config.subject.load() if config.subject is not None else (None, None)
-    store = Store.open(_store_folder(config, folder) / "heldout")
-    heldout = evals.HeldOut(_rows(config, store), model, model_params)
-    return config, folder, sae, params, heldout
-
-
-def _rows(config: Config, store: Any) -> Any:
-    skip = config.stream
-    return evals.Rows(store, config.site, skip.exclude_positions, skip.exclude_tokens)
-
-
-def _store_folder(config: Config, folder: pathlib.Path) -> pathlib.Path:
-    return folder / "store" if config.store is None else pathlib.Path(config.store)
 
 
 # --------------------------------------------------------------------------------------- the steps
@@ -163,8 +94,7 @@ def _fit(config: Config, folder: pathlib.Path, store: Any, heldout: Any, stop: A
         step_fn = make_step(sae, optim, steps)
         hyper, key = hyper_arrays(sae, optim, steps), jax.random.key(config.seed)
         log.info("learning rate %.3g, %d steps of %d rows", float(hyper["lr"]), steps, stream.batch)
-        writer = metrics.Writer(folder, first, config.log.tensorboard)
-        progress = metrics.Progress("train", steps, first)
+        writer, progress = _reporters(config, folder, first)
         saved, pending = first, None  # pending: metrics of the step before, read one step late
         batches = stream.iterate(first)
         clock = _Clock()
@@ -188,7 +118,7 @@ def _fit(config: Config, folder: pathlib.Path, store: Any, heldout: Any, stop: A
                 raise Preempted(f"SIGTERM: saved step {saved} of {steps}; run again to go on")
             if config.eval.every and (step + 1) % config.eval.every == 0:
                 values = evals.Reconstruction(16_384).run(
-                    sae, state.params, evals.HeldOut(_rows(config, heldout))
+                    sae, state.params, evals.HeldOut(site_rows(config, heldout))
                 )
                 writer.write(step + 1, {f"heldout/{k}": v for k, v in values.items()})
         checkpointer.close()
@@ -222,6 +152,14 @@ def _record(writer, progress, config, step, out, saved, clock) -> None:
         writer.write(step, values)
         note = "  ".join(f"{k} {values[k]:.4g}" for k in ("loss", "fvu", "l0") if k in values)
         progress.update(step, note)
+
+
+def _reporters(config: Config, folder: pathlib.Path, first: int) -> tuple[Any, Any]:
+    """(writer, progress): one process speaks for all."""
+    if not distributed.is_main():
+        return metrics.Silent(), metrics.Silent()
+    writer = metrics.Writer(folder, first, config.log.tensorboard)
+    return writer, metrics.Progress("train", config.n_steps, first)
 
 
 class _Clock:
@@ -281,7 +219,7 @@ def _claim(config: Config, folder: pathlib.Path, extend: bool, allow_change: boo
             )
     if distributed.is_main():
         record = {"config": to_json(config), "identity": identity(config)}
-        _write_json(path, {**record, "hash": run_hash(config), "n_steps": config.n_steps})
+        metrics.write_json(path, {**record, "hash": run_hash(config), "n_steps": config.n_steps})
     return folder
 
 
@@ -291,7 +229,7 @@ def _identity_of(record: dict[str, Any]) -> Any:
 
 def _stores(config: Config, folder: pathlib.Path, stop: Any) -> tuple[Any, Any]:
     """(train store, held-out store): harvested into the workdir if no store is named."""
-    root = _store_folder(config, folder)
+    root = store_folder(config, folder)
     if config.store is not None:
         stores = Store.open(root / "train"), Store.open(root / "heldout")
     else:
@@ -334,12 +272,6 @@ def _plan(config: Config, folder: pathlib.Path) -> str:
         f"{folder} {run_hash(config)}: {type(config.sae).__name__} of {config.sae.n} latents on "
         f"{config.site}, {config.n_steps} steps of {config.stream.batch} rows"
     )
-
-
-def _write_json(path: pathlib.Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
 
 
 class _Sigterm:

@@ -35,6 +35,26 @@ class Writer:
             self._events.close()
 
 
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Put a JSON file in place at once: readers see the old or the new one."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+class Silent:
+    """In the place of a Writer or a Progress, in processes that leave it to the first."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def update(self, done: int, note: str = "") -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``; a last line that was cut short is left out."""
     path = pathlib.Path(workdir) / "metrics.jsonl"

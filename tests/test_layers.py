@@ -15,7 +15,7 @@ LAYER = {
     "kernels": 1,
     **dict.fromkeys(("sae", "data", "models", "checkpoint", "interop"), 2),
     **dict.fromkeys(("train", "evals", "analysis", "intervene", "report"), 3),
-    **dict.fromkeys(("config", "loop", "harvest", "pretrain", "cli", "__init__"), 4),
+    **dict.fromkeys(("config", "loop", "evaluate", "harvest", "pretrain", "cli", "__init__"), 4),
 }
 SIDEWAYS = {("checkpoint", "sae"), ("interop", "sae")}
 HOMES = {  # library or name -> where it may be imported or used

@@ -1,0 +1,92 @@
+"""A finished or running workdir, looked at: evaluation and report of its newest checkpoint."""
+
+import dataclasses
+import json
+import logging
+import pathlib
+from typing import Any
+
+import jax
+
+from saex import distributed, evals, metrics
+from saex.checkpoint import load_sae
+from saex.config import Config, resolve, to_json
+from saex.data.store import Store
+from saex.registry import ConfigError
+
+log = logging.getLogger("saex")
+
+
+def evaluate_run(workdir: str | pathlib.Path) -> dict[str, float]:
+    """Evaluate a run's newest checkpoint on its held-out store; writes and returns eval.json.
+
+    Raises:
+      CheckpointError, StoreError: nothing to evaluate, or nothing to evaluate it on.
+    """
+    config, folder, sae, params, heldout = _open_run(workdir)
+    if config.eval.controls:
+        k = getattr(sae, "k", None)
+        if k is None:  # as many numbers as the dictionary uses
+            k = round(evals.Reconstruction(32_768).run(sae, params, heldout)["l0"])
+        train_rows = site_rows(config, Store.open(store_folder(config, folder) / "train"))
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        controls = evals.controls.fit(train_rows, sae, key, k=max(1, min(k, sae.d_in)))
+        heldout = dataclasses.replace(heldout, controls=controls)
+    chosen = {
+        "reconstruction": evals.Reconstruction(min(config.eval.rows, 262_144)),
+        "density": evals.Density(config.eval.rows),
+        "cross_entropy": evals.CrossEntropy(config.eval.contexts),
+    }
+    result = evals.evaluate(sae, params, heldout, chosen)
+    for note in heldout.notes():
+        log.info(note)
+    if distributed.is_main():
+        metrics.write_json(
+            folder / "eval.json", {k: v if v == v else None for k, v in result.items()}
+        )
+    return result
+
+
+def report_run(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Write report.html of a run's newest checkpoint; returns its path."""
+    from saex import report
+
+    config, folder, sae, params, heldout = _open_run(workdir)
+    if not distributed.is_main():
+        return folder / "report.html"
+    evaluation = folder / "eval.json"
+    return report.write(
+        folder / "report.html",
+        sae=sae,
+        params=params,
+        heldout=heldout,
+        config=to_json(config),
+        history=metrics.read(folder),
+        evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else {},
+        latents=config.report.latents,
+        contexts=config.report.contexts,
+    )
+
+
+def _open_run(workdir: str | pathlib.Path) -> tuple[Config, pathlib.Path, Any, Any, Any]:
+    folder = pathlib.Path(workdir)
+    path = folder / "config.json"
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: {folder} is not a run's workdir")
+    config = resolve(json.loads(path.read_text())["config"])
+    sae, params = load_sae(folder)
+    model, model_params = config.subject.load() if config.subject is not None else (None, None)
+    store = Store.open(store_folder(config, folder) / "heldout")
+    heldout = evals.HeldOut(site_rows(config, store), model, model_params)
+    return config, folder, sae, params, heldout
+
+
+def site_rows(config: Config, store: Any) -> Any:
+    """A store's rows as this configuration counts them."""
+    skip = config.stream
+    return evals.Rows(store, config.site, skip.exclude_positions, skip.exclude_tokens)
+
+
+def store_folder(config: Config, folder: pathlib.Path) -> pathlib.Path:
+    """The folder of a run's train and heldout stores."""
+    return folder / "store" if config.store is None else pathlib.Path(config.store)
