@@ -20,7 +20,7 @@ def columns():
     rng = np.random.default_rng(0)
     parts = []
     for document in range(12):
-        ids = np.frombuffer(TEXT, np.uint8)[document % 7 * 3 :][: 100 if document % 3 else 20]
+        ids = np.frombuffer(TEXT, np.uint8)[document % 3 * 3 :][: 100 if document % 3 else 20]
         tokens = np.concatenate([[256], ids]).astype(np.int32)
         parts.append((tokens, np.arange(len(tokens)), np.full(len(tokens), document)))
     tokens, position, document = (np.concatenate(p).astype(np.int32) for p in zip(*parts))
