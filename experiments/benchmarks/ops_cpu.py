@@ -166,7 +166,11 @@ def _saex_step(x: jax.Array, n: int, k: int) -> Callable[[], Any]:
         batch = {"x": jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))}
         tx = optim.transformation()
         state = [init_state(sae, tx, jax.random.key(0), {"x": np.asarray(x)}, mesh, "tp")]
-        step, hyper, key = make_step(sae, optim, 1000), hyper_arrays(sae, optim, 1000), jax.random.key(0)
+        step, hyper, key = (
+            make_step(sae, optim, 1000),
+            hyper_arrays(sae, optim, 1000),
+            jax.random.key(0),
+        )
 
     def call():
         with jax.set_mesh(mesh):

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
@@ -84,8 +85,8 @@ def select_topk(
       (values, indices): pre-activations of the survivors, 0 elsewhere. Exact, gradients too.
     """
     k_local = min(k, W_enc.shape[0])
-    values, indices = encode_topk(*_own((x, b_pre, W_enc, b_enc)), k_local, matmul_dtype)
-    values = keep_largest(values, k, active_k)
+    chosen: tuple = encode_topk(*_own((x, b_pre, W_enc, b_enc)), k_local, matmul_dtype)
+    values, indices = keep_largest(chosen[0], k, active_k), chosen[1]
     room = ((0, 0), (0, k - k_local))  # a shard of fewer than k latents still hands on k slots
     return jnp.pad(values, room), jnp.pad(indices, room)
 
@@ -207,9 +208,7 @@ def _mesh_of(args: Any) -> Any:
     """Enters the mesh that the arguments lie on, where none is in context."""
     if jax.sharding.get_abstract_mesh().empty:
         for leaf in jax.tree.leaves(args):
-            sharding = (
-                None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
-            )
+            sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
             if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, jax.sharding.Mesh):
                 return jax.set_mesh(sharding.mesh)
     return contextlib.nullcontext()
@@ -217,7 +216,7 @@ def _mesh_of(args: Any) -> Any:
 
 def _onto_mesh(args: Any) -> Any:
     """Arrays that are tied to one device, copied to all devices of the mesh in context."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
         return args  # inside a jit, whose caller has placed them
     mesh = jax.sharding.get_mesh()
     if mesh.empty or mesh.size == 1:
