@@ -1,5 +1,6 @@
 """Evaluations: an evaluation is one file here and one line in ``EVALS``."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ def evaluate(
       ValueError: no row is left, or activations that are not finite.
     """
     chosen = {name: cls() for name, cls in EVALS.items()} if evals is None else evals
+    heldout = dataclasses.replace(heldout, shared={})
     out: dict[str, float] = {}
     for evaluation in chosen.values():
         out |= evaluation.run(sae, params, heldout)

@@ -5,14 +5,12 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from saex.evals.heldout import HeldOut
-from saex.evals.reconstructors import everywhere, local, on_mesh_of
+from saex.evals.reconstructors import fired, local, on_mesh_of
 from saex.evals.rows import Rows
-from saex.sae import SparseCodes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +52,9 @@ class Density:
     def run(self, sae: Any, params: Any, heldout: HeldOut) -> dict[str, float]:
         """The metrics; controls have no latents to count."""
         heldout.rows.check_width(sae.d_in)
-        counts = count(sae, params, heldout.rows, self.rows)
+        counts = (heldout.shared or {}).get(heldout.rows.count(self.rows))
+        if counts is None:
+            counts = count(sae, params, heldout.rows, self.rows)
         return {
             "dead_fraction": float(np.mean(counts.fired == 0)),
             "dense_fraction": float(np.mean(counts.density > 0.1)),
@@ -65,12 +65,12 @@ class Density:
 
 def count(sae: Any, params: Any, rows: Rows, at_most: int | None = None) -> Counts:
     """How often each latent fires in the rows that count."""
-    fired, total = np.zeros(sae.n, np.int64), 0
+    hits, total = np.zeros(sae.n, np.int64), 0
     with on_mesh_of(params):
         for block in rows.blocks(at_most):
-            fired += local(_fired(sae, params, block.x, block.kept))
+            hits += local(_fired(sae, params, block.x, block.kept))
             total += int(block.kept.sum())
-    return Counts(fired, total)
+    return Counts(hits, total)
 
 
 def histogram(counts: Counts, bins_per_decade: int = 4) -> Histogram:
@@ -84,10 +84,4 @@ def histogram(counts: Counts, bins_per_decade: int = 4) -> Histogram:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _fired(sae: Any, params: Any, x: Float[Array, "b d"], kept: Bool[Array, " b"]) -> Any:
-    codes = sae.encode(params, x)
-    if isinstance(codes, SparseCodes):
-        values, indices = everywhere((codes.values, codes.indices))
-        on = (values != 0) & kept[:, None]
-        hits = jnp.zeros((sae.n,), jnp.int32).at[indices.reshape(-1)]
-        return hits.add(on.reshape(-1).astype(jnp.int32))
-    return everywhere(jnp.sum((codes.values != 0) & kept[:, None], axis=0, dtype=jnp.int32))
+    return fired(sae.encode(params, x), kept, sae.n)

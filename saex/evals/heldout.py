@@ -60,6 +60,8 @@ class HeldOut:
       model, model_params: the subject model, or None: no cross-entropy then.
       contexts: held-out text for it; by default that of the rows' store, where it has tokens.
       controls: reconstructors to score beside the dictionary, by name (``controls.fit``).
+      shared: for ``evaluate``, whose evaluations are all of one dictionary: firing counts that
+        another one has already found, by number of blocks.
     """
 
     rows: Rows
@@ -67,6 +69,7 @@ class HeldOut:
     model_params: Any = None
     contexts: Contexts | None = None
     controls: Mapping[str, Reconstructor] = dataclasses.field(default_factory=dict)
+    shared: dict[int, Any] | None = None
 
     @functools.cached_property
     def text(self) -> Contexts | None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from saex.evals.density import Counts
 from saex.evals.heldout import HeldOut
 from saex.evals.reconstructors import OfDictionary, Reconstructor
 
@@ -35,7 +36,11 @@ class Reconstruction:
     def run(self, sae: Any, params: Any, heldout: HeldOut) -> dict[str, float]:
         """Metrics of the dictionary and, under ``<control>.``, of each control."""
         heldout.rows.check_width(sae.d_in)
-        out = self.score(OfDictionary(sae, params), heldout)
+        sums = self._pass(OfDictionary(sae, params), heldout)
+        if heldout.shared is not None:
+            counts = Counts(sums.fired, int(sums.counts[0]))
+            heldout.shared[heldout.rows.count(self.rows)] = counts
+        out = sums.result()
         for name, control in heldout.controls.items():
             scores = self.score(control, heldout)
             out |= {f"{name}.{key}": value for key, value in scores.items()}
@@ -47,16 +52,19 @@ class Reconstruction:
         Raises:
           ValueError: activations or reconstructions that are not finite.
         """
+        out = self._pass(reconstructor, heldout).result()
+        return out if reconstructor.l0 is None else out | {"l0": float(reconstructor.l0)}
+
+    def _pass(self, reconstructor: Reconstructor, heldout: HeldOut) -> "_Sums":
         sums = _Sums(heldout)
         for block in heldout.rows.blocks(self.rows):
-            extra = {}
             if isinstance(reconstructor, OfDictionary):
-                y, extra["l0"], extra["l1"] = reconstructor.measure(block.x)
+                m = reconstructor.measure(block.x, block.kept)
+                sums.fired = sums.fired + np.asarray(m.fired)
+                sums.add(block, m.y, {"l0": m.l0, "l1": m.l1})
             else:
-                y = reconstructor.reconstruct(block.x, block.tokens)
-            sums.add(block, y, extra)
-        out = sums.result()
-        return out if reconstructor.l0 is None else out | {"l0": float(reconstructor.l0)}
+                sums.add(block, reconstructor.reconstruct(block.x, block.tokens), {})
+        return sums
 
 
 class _Sums:
@@ -68,6 +76,7 @@ class _Sums:
         self.scalars: dict[str, float] = defaultdict(float)
         self.vectors = np.zeros((2, len(self.shift)))
         self.counts = np.zeros(2, np.int64)
+        self.fired = np.zeros(1, np.int64)
 
     def add(self, block: Any, y: Any, extra: dict[str, Any]) -> None:
         not_first = block.kept if block.positions is None else block.kept & (block.positions != 0)

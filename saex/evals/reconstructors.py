@@ -3,13 +3,15 @@
 import contextlib
 import dataclasses
 import functools
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from saex.sae import Codes, SparseCodes
 
 
 @runtime_checkable
@@ -36,14 +38,26 @@ class OfDictionary:
 
     def reconstruct(self, x: Any, tokens: Any) -> Any:
         """decode(encode(x))."""
-        return self.measure(x)[0]
+        return self.measure(x, np.zeros(x.shape[0], bool)).y
 
-    def measure(self, x: Any) -> tuple[Any, Any, Any]:
-        """(reconstruction [b, d], active latents [b], sum of |code| [b]) of raw rows [b, d]."""
+    def measure(self, x: Any, kept: np.ndarray) -> "Measured":
+        """Encode and decode raw rows [b, d]; ``kept``: bool [b], the rows whose firing counts."""
         if not _on_a_mesh(self.params):
-            return _measure(self.sae, self.params, x)
+            return _measure(self.sae, self.params, x, kept)
         with on_mesh_of(self.params):
-            return jax.tree.map(local, _measure(self.sae, self.params, np.asarray(x)))
+            return jax.tree.map(local, _measure(self.sae, self.params, np.asarray(x), kept))
+
+
+class Measured(NamedTuple):
+    """y: float32 [b, d]. l0: int32 [b], active latents. l1: float32 [b], sum of |code|.
+
+    fired: int32 [n], kept rows in which each latent is not 0.
+    """
+
+    y: Any
+    l0: Any
+    l1: Any
+    fired: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,12 +74,23 @@ class Constant:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _measure(sae: Any, params: Any, x: Float[Array, "b d"]) -> tuple[Any, Any, Any]:
+def _measure(sae: Any, params: Any, x: Float[Array, "b d"], kept: Bool[Array, " b"]) -> Measured:
     codes = sae.encode(params, x)
     y = sae.decode(params, codes, x).astype(jnp.float32)
-    active = jnp.sum(codes.values != 0, axis=1, dtype=jnp.int32)
-    size = jnp.sum(jnp.abs(codes.values), axis=1, dtype=jnp.float32)
-    return everywhere((y, active, size))
+    l0 = jnp.sum(codes.values != 0, axis=1, dtype=jnp.int32)
+    l1 = jnp.sum(jnp.abs(codes.values), axis=1, dtype=jnp.float32)
+    y, l0, l1 = everywhere((y, l0, l1))
+    return Measured(y, l0, l1, fired(codes, kept, sae.n))
+
+
+def fired(codes: Codes, kept: Bool[Array, " b"], n: int) -> Int[Array, " n"]:
+    """Inside a jitted function: kept rows in which each latent is not 0, whole on every device."""
+    if isinstance(codes, SparseCodes):
+        values, indices = everywhere((codes.values, codes.indices))
+        on = (values != 0) & kept[:, None]
+        hits = jnp.zeros((n,), jnp.int32).at[indices.reshape(-1)]
+        return hits.add(on.reshape(-1).astype(jnp.int32))
+    return everywhere(jnp.sum((codes.values != 0) & kept[:, None], axis=0, dtype=jnp.int32))
 
 
 # ------------------------------------------------------------------------------ params on a mesh

@@ -54,9 +54,13 @@ class Rows:
     def blocks(self, at_most: int | None = None, stop: int | None = None) -> Iterator[Block]:
         """Rows before ``stop``, in order; of more, about ``at_most`` in blocks spread evenly."""
         count = -(-min(self.store.rows, stop or self.store.rows) // self.batch)
-        wanted = count if at_most is None else min(count, -(-at_most // self.batch))
-        for i in evenly(count, wanted):
+        for i in evenly(count, min(count, self.count(at_most))):
             yield self._block(int(i) * self.batch)
+
+    def count(self, at_most: int | None = None) -> int:
+        """How many blocks ``blocks(at_most)`` gives."""
+        rows = self.store.rows if at_most is None else min(at_most, self.store.rows)
+        return -(-rows // self.batch)
 
     def _block(self, start: int) -> Block:
         stop = min(start + self.batch, self.store.rows)

@@ -14,8 +14,8 @@ def store_of(tmp_path):
     return lambda **columns: write_store(tmp_path / f"store{next(count)}", **columns)
 
 
-@pytest.fixture
-def lm(tmp_path):
+@pytest.fixture(scope="session")
+def lm(tmp_path_factory):
     """HeldOut over a random transformer and 21 contexts, some of them short."""
     rng = np.random.default_rng(0)
     model, params = random_model()
@@ -23,5 +23,5 @@ def lm(tmp_path):
     tokens[:, 0] = 18
     lengths = np.where(np.arange(21) % 4 == 3, 5, 12).astype(np.int32)
     contexts = Contexts(tokens, lengths)
-    store = harvested(model, params, contexts, tmp_path)
+    store = harvested(model, params, contexts, tmp_path_factory.mktemp("lm"))
     return HeldOut(Rows(store, SITE, batch=64), model, params, contexts)

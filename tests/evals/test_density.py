@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from eval_cases import Affine, LargestEntries
 
-from saex.evals import Density, HeldOut, Reconstruction, Rows, count, histogram
+from saex.evals import Density, HeldOut, Reconstruction, Rows, count, evaluate, histogram
 from saex.sae import ReLU, TopK
 
 
@@ -46,3 +46,14 @@ def test_histogram_holds_every_latent_once(store_of):
     assert h.dead == 2 and h.counts.sum() == 6
     assert h.edges[0] == -3 and h.edges[-1] == 0
     assert h.counts[-1] == 2 and h.counts[0] == 1
+
+
+@pytest.mark.parametrize("rows", [130, 1000])
+def test_evaluate_counts_what_density_alone_would(store_of, rows):
+    x = np.random.default_rng(1).normal(size=(300, 8)).astype(np.float32)
+    heldout = HeldOut(Rows(store_of(x=x), "x", batch=32))
+    sae, density = LargestEntries(8, 1), Density(rows)
+    chosen = {"reconstruction": Reconstruction(), "density": density}
+    out = evaluate(sae, {}, heldout, chosen)
+    assert density.run(sae, {}, heldout).items() <= out.items()
+    assert out["density_rows"] == min(rows + 30, 300)

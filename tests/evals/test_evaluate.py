@@ -45,8 +45,7 @@ def test_everything_that_was_promised_is_there(lm, sae):
     assert len(widths) == 1 and "per-token mean" in text and "dead latents" in text
 
 
-@pytest.mark.parametrize("mesh", [(8, 1), (2, 4)])
-@pytest.mark.parametrize("in_context", [False, True])
+@pytest.mark.parametrize(("mesh", "in_context"), [((8, 1), False), ((2, 4), True)])
 def test_a_mesh_changes_nothing(lm, sae, mesh, in_context):
     params = params_of(sae, lm)
     alone = evaluate(sae, params, lm)
