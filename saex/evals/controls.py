@@ -71,7 +71,9 @@ def fit(
     for block in train.blocks(rows):
         sums.add(block)
     out: dict[str, Reconstructor] = {"pca": sums.pca(min(k, sae.d_in))}
-    out["untrained"] = OfDictionary(sae, sae.init(key, {"x": jnp.asarray(sums.sample())})[0])
+    out["untrained"] = OfDictionary(
+        sae, jax.jit(sae.init)(key, {"x": jnp.asarray(sums.sample())})[0]
+    )
     if sums.by_token is not None:
         out["token_mean"] = sums.token_mean()
     return out

@@ -88,7 +88,7 @@ def test_ablations_recover_exactly_nothing(lm):
     assert CrossEntropy().run(sae, params, lm)["loss_recovered_mean"] == 0.0
 
 
-@pytest.mark.parametrize("batch", [1, 4, 64])
+@pytest.mark.parametrize("batch", [1, 64])
 def test_padding_and_batch_do_not_matter(lm, batch):
     out = CrossEntropy(batch=batch).run(LargestEntries(D, 4), {}, lm)
     tokens = lm.contexts.tokens.copy()
