@@ -86,9 +86,9 @@ class _Sums:
         self.counts += masks.sum(axis=1)
         columns = {k: np.asarray(v, np.float64) for k, v in {**per_row, **extra}.items()}
         for name, column in columns.items():
-            self.scalars[name] += column[block.kept].sum()
+            self.scalars[name] += float(column[block.kept].sum())
         for name in ("residual", "centred"):
-            self.scalars[f"{name}_without_first"] += columns[name][not_first].sum()
+            self.scalars[f"{name}_without_first"] += float(columns[name][not_first].sum())
 
     def result(self) -> dict[str, float]:
         s, n = self.scalars, int(self.counts[0])
