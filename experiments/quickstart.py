@@ -10,8 +10,8 @@ evaluates it on held-out files, and writes runs/quickstart/report.html.
 from ml_collections import ConfigDict
 
 SAES = {
-    "topk": {"k": 32, "dead_after_tokens": 400_000},
-    "relu": {"l1": 0.02, "l1_warmup_steps": 50, "dead_after_tokens": 400_000},
+    "topk": {"k": 32, "dead_after_tokens": 250_000},
+    "relu": {"l1": 0.02, "l1_warmup_steps": 30, "dead_after_tokens": 250_000},
 }
 
 
@@ -20,7 +20,8 @@ def get_config(arg: str = "topk") -> ConfigDict:
         {
             "sae": {"name": arg, "d_in": 256, "n": 2048, **SAES[arg]},
             "site": "blocks.1.resid_post",
-            "steps": 1000,
+            "steps": 600,
+            "harvest": {"rows": 600_000, "heldout_rows": 210_000},
             "stream": {"batch": 4096},
             "eval": {"rows": 250_000, "contexts": 128},
         },

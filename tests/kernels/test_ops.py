@@ -128,3 +128,16 @@ def test_bf16_matmul_inputs_keep_float32_results_close():
     assert p.dtype == jnp.float32
     np.testing.assert_allclose(p, x @ W.T, atol=0.2)
     assert np.quantile(np.abs(p - x @ W.T), 0.9) < 0.05
+
+
+def test_blocks_of_rows_change_nothing():
+    from saex.kernels.encode_topk import IMPLS, cpu
+
+    rng = np.random.default_rng(3)
+    shapes = ((2 * cpu.ROWS, 4), (4,), (32, 4), (32,))
+    args = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
+    (values, indices), (wanted, order) = (
+        jax.jit(f, static_argnums=4)(*args, 3) for f in (IMPLS["cpu"], IMPLS["reference"])
+    )
+    np.testing.assert_allclose(values, wanted, rtol=1e-6)
+    np.testing.assert_array_equal(indices, order)

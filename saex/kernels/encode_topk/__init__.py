@@ -3,11 +3,14 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from saex.kernels import pick
+from saex.kernels.encode_topk import cpu, reference
+from saex.kernels.encode_topk.reference import pre_activations as pre_activations
 from saex.kernels.sparse_decode import sparse_decode, sparse_scatter, sparse_sum
-from saex.kernels.topk import top_k
+
+IMPLS = {"reference": reference.encode_topk, "cpu": cpu.encode_topk}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -32,24 +35,7 @@ def encode_topk(
     Raises:
       ValueError: ``k`` outside of 1..n.
     """
-    return top_k(pre_activations(x, b_pre, W_enc, b_enc, matmul_dtype), k)
-
-
-def pre_activations(
-    x: Float[Array, "b d"],
-    b_pre: Float[Array, " d"],
-    W_enc: Float[Array, "n d"],
-    b_enc: Float[Array, " n"],
-    matmul_dtype: str = "float32",
-) -> Float[Array, "b n"]:
-    """(x - b_pre) W_enc^T + b_enc in float32, with matmul inputs of ``matmul_dtype``."""
-    p = jnp.einsum(
-        "bd,nd->bn",
-        (x - b_pre[None]).astype(matmul_dtype),
-        W_enc.astype(matmul_dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return p + b_enc[None]
+    return pick(IMPLS, None)(x, b_pre, W_enc, b_enc, k, matmul_dtype)
 
 
 def _forward(x, b_pre, W_enc, b_enc, k, matmul_dtype):
