@@ -1,5 +1,6 @@
 """All that a step reads and writes."""
 
+import contextlib
 from typing import Any
 
 import flax.struct
@@ -58,7 +59,10 @@ def abstract_state(sae: Any, tx: Any, mesh: Any = None, strategy: str = "tp") ->
     params = abstract(specs["params"], mesh, strategy)
     stats = abstract(specs["stats"], mesh, strategy)
     trainable, _ = split(params, specs["params"])
-    opt_state = jax.eval_shape(tx.init, trainable)
+    # without its mesh in context, JAX 0.12 forgets where an abstract array lies
+    known = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    with known:
+        opt_state = jax.eval_shape(tx.init, trainable)
     if mesh is not None:
         opt_state = jax.tree.map(_replicated(mesh), opt_state)
         step = jax.ShapeDtypeStruct((), jnp.int32, sharding=jax.NamedSharding(mesh, jax.P()))
