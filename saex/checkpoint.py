@@ -12,11 +12,13 @@ import json
 import logging
 import pathlib
 import sys
+import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from saex.distributed import barrier
 from saex.registry import make
 from saex.sae import SAES
 from saex.sharding import abstract
@@ -145,6 +147,7 @@ class Checkpointer:
                 )
                 _verify(meta, params=out["params"], train=out["train"])
                 state = target.replace(params=out["params"], **out["train"])
+                self._set_aside(step)
                 return state, meta
             except Exception as error:  # Orbax raises bare Exceptions for damaged files
                 failures.append(f"step {step}: {_first_line(error)}")
@@ -155,6 +158,21 @@ class Checkpointer:
                 "move the folder away to start anew, or restore it from a copy"
             )
         return None
+
+    def _set_aside(self, good: int) -> None:
+        """Move steps after ``good``, which could not be used, to where they are in no one's way."""
+        later = [step for step in self.steps() if step > good]
+        if not later:
+            return
+        if jax.process_index() == 0:
+            damaged = self.path.parent / "damaged"
+            damaged.mkdir(exist_ok=True)
+            for step in later:
+                place = damaged / f"{step}-{time.time_ns()}"
+                (self.path / str(step)).rename(place)
+                _log.warning("step %d was moved to %s", step, place)
+        barrier("set damaged checkpoints aside")
+        self._manager.reload()
 
     def close(self) -> None:
         """Wait and release threads."""

@@ -88,7 +88,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
             overrides.append((key, value if equals else next(rest, "")))
         else:
             plain.append(arg)
-    return parser.parse_args(plain), overrides
+    args = parser.parse_args(plain)
+    if overrides and not hasattr(args, "config"):
+        parser.error(f"--config.{overrides[0][0]}: this command reads the run's own configuration")
+    return args, overrides
 
 
 def _train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int | None:

@@ -50,7 +50,8 @@ class Eval:
     """What is measured on held-out text.
 
     Fields:
-      rows: activation rows for reconstruction and dead latents, where there are as many.
+      rows: activation rows for dead latents, where there are as many; at most 262,144 of them for
+        reconstruction.
       contexts: contexts for cross-entropy with the reconstruction put in place.
       controls: also score PCA, an untrained dictionary and a per-token mean.
       every: steps between small evaluations during the run; 0: only at the end.

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from saex import distributed, evals, metrics
-from saex.checkpoint import load_sae
+from saex.checkpoint import load_sae, read_meta
 from saex.config import Config, resolve, to_json
 from saex.data.store import Store
 from saex.registry import ConfigError
@@ -32,12 +32,14 @@ def evaluate_run(workdir: str | pathlib.Path) -> dict[str, float]:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         controls = evals.controls.fit(train_rows, sae, key, k=max(1, min(k, sae.d_in)))
         heldout = dataclasses.replace(heldout, controls=controls)
-    chosen = {
-        "reconstruction": evals.Reconstruction(min(config.eval.rows, 262_144)),
-        "density": evals.Density(config.eval.rows),
-        "cross_entropy": evals.CrossEntropy(config.eval.contexts),
+    sizes = {
+        "reconstruction": {"rows": min(config.eval.rows, 262_144)},
+        "density": {"rows": config.eval.rows},
+        "cross_entropy": {"contexts": config.eval.contexts},
     }
+    chosen = {name: cls(**sizes.get(name, {})) for name, cls in evals.EVALS.items()}
     result = evals.evaluate(sae, params, heldout, chosen)
+    result["step"] = read_meta(folder)["step"]
     for note in heldout.notes():
         log.info(note)
     if distributed.is_main():
@@ -75,7 +77,7 @@ def _open_run(workdir: str | pathlib.Path) -> tuple[Config, pathlib.Path, Any, A
         raise ConfigError(f"{path} does not exist: {folder} is not a run's workdir")
     config = resolve(json.loads(path.read_text())["config"])
     sae, params = load_sae(folder)
-    model, model_params = config.subject.load() if config.subject is not None else (None, None)
+    model, model_params = config.subject.load()
     store = Store.open(store_folder(config, folder) / "heldout")
     heldout = evals.HeldOut(site_rows(config, store), model, model_params)
     return config, folder, sae, params, heldout

@@ -3,10 +3,13 @@
 Every stage is resumable: a second call goes on where a killed one stopped, a finished run says so.
 """
 
+import contextlib
+import dataclasses
 import json
 import logging
 import pathlib
 import signal
+import threading
 import time
 from typing import Any
 
@@ -56,16 +59,20 @@ def train(
       ConfigError: the workdir is of another configuration.
       Preempted: SIGTERM; the state is saved. NotFinite: the run cannot go on.
     """
+    if config.store is not None:  # a run may be looked at from another folder
+        config = dataclasses.replace(config, store=str(pathlib.Path(config.store).resolve()))
     folder = _claim(config, pathlib.Path(workdir), extend, allow_change)
-    done = folder / "DONE.json"
+    done, evaluation = folder / "DONE.json", folder / "eval.json"
     if done.exists() and json.loads(done.read_text()).get("steps") == config.n_steps:
-        log.info("%s is done (%s); nothing to do", folder, done)
-        return json.loads((folder / "eval.json").read_text())
+        if evaluation.exists():
+            log.info("%s is done (%s); nothing to do", folder, done)
+            return json.loads(evaluation.read_text())
     started = time.time()
     with _Sigterm() as stop:
         log.info(_plan(config, folder))
+        mesh = make_mesh(config.mesh)
         store, heldout = _stores(config, folder, stop)
-        _fit(config, folder, store, heldout, stop)
+        _fit(config, folder, store, heldout, mesh, stop)
         # Every process evaluates (a restore needs all of them); the first one writes.
         result = evaluate_run(folder)
         stop.check()
@@ -82,56 +89,71 @@ def train(
 # --------------------------------------------------------------------------------------- the steps
 
 
-def _fit(config: Config, folder: pathlib.Path, store: Any, heldout: Any, stop: Any) -> None:
+def _fit(
+    config: Config, folder: pathlib.Path, store: Any, heldout: Any, mesh: Any, stop: Any
+) -> None:
     """Update until the budget is spent and its last state is saved."""
     sae, optim, steps = config.sae, config.optim, config.n_steps
-    mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
         stream = config.stream.open(store, {"x": config.site}, config.seed, mesh)
+        closing.callback(stream.close)
         log.info("stream: %s", stream.info)
         checkpointer = Checkpointer(folder, config.checkpoint.keep)
-        state, first = _restore_or_init(config, checkpointer, stream, mesh)
+        closing.callback(checkpointer.close)
+        state, first = _restore_or_init(config, checkpointer, stream, store, mesh)
+        _write_config(config, folder)  # from here on the workdir is this configuration's
         step_fn = make_step(sae, optim, steps)
         hyper, key = hyper_arrays(sae, optim, steps), jax.random.key(config.seed)
         log.info("learning rate %.3g, %d steps of %d rows", float(hyper["lr"]), steps, stream.batch)
         writer, progress = _reporters(config, folder, first)
+        closing.callback(writer.close)
+        closing.callback(progress.close)
         saved, pending = first, None  # pending: metrics of the step before, read one step late
         batches = stream.iterate(first)
-        clock = _Clock()
+        clock = _Clock(first)
 
         for step in range(first, steps):
-            with clock("wait"):
+            with clock:
                 batch = next(batches)
             state, out = step_fn(state, batch, key, hyper)
             if pending is not None:
                 _record(writer, progress, config, *pending, saved, clock)
             pending = (step + 1, out)
             stopping = stop.agreed(step)
-            if (step + 1) % config.checkpoint.every == 0 or step + 1 == steps or stopping:
+            evaluating = bool(config.eval.every) and (step + 1) % config.eval.every == 0
+            saving = (step + 1) % config.checkpoint.every == 0 or step + 1 == steps or stopping
+            if evaluating or saving:
                 _record(writer, progress, config, *pending, saved, clock)
-                pending = None  # seen finite: the state may be saved
-                checkpointer.save(state, to_json(config), run_hash(config), {"step": step + 1})
+                pending = None  # seen finite: the state may be evaluated and saved
+            if evaluating:
+                writer.write(step + 1, _look(config, state.params, heldout))
+            if saving:
+                data = {"step": step + 1, "store": store.digest}
+                checkpointer.save(state, to_json(config), run_hash(config), data)
                 saved = step + 1
             if stopping and step + 1 < steps:
-                checkpointer.close()
-                writer.close()
                 raise Preempted(f"SIGTERM: saved step {saved} of {steps}; run again to go on")
-            if config.eval.every and (step + 1) % config.eval.every == 0:
-                values = evals.Reconstruction(16_384).run(
-                    sae, state.params, evals.HeldOut(site_rows(config, heldout))
-                )
-                writer.write(step + 1, {f"heldout/{k}": v for k, v in values.items()})
-        checkpointer.close()
-        progress.close()
-        writer.close()
-        stream.close()
 
 
-def _restore_or_init(config: Config, checkpointer: Any, stream: Any, mesh: Any) -> tuple[Any, int]:
+def _look(config: Config, params: Any, heldout: Any) -> dict[str, float]:
+    """A small evaluation in the middle of the run."""
+    rows = evals.HeldOut(site_rows(config, heldout))
+    values = evals.Reconstruction(16_384).run(config.sae, params, rows)
+    return {f"heldout/{name}": value for name, value in values.items()}
+
+
+def _restore_or_init(
+    config: Config, checkpointer: Any, stream: Any, store: Any, mesh: Any
+) -> tuple[Any, int]:
     tx, strategy = config.optim.transformation(), config.mesh.strategy
     restored = checkpointer.restore(abstract_state(config.sae, tx, mesh, strategy))
     if restored is not None:
         state, meta = restored
+        if meta["data"].get("store", store.digest) != store.digest:
+            raise ConfigError(
+                f"the checkpoint of step {meta['step']} was trained on another store than "
+                f"{store.path}: name that store by --config.store, or choose another --workdir"
+            )
         log.info("resumed at step %d", meta["step"])
         return state, meta["step"]
     sample = stream.sample(SAMPLE_ROWS)
@@ -143,8 +165,9 @@ def _record(writer, progress, config, step, out, saved, clock) -> None:
     """Look at the metrics of a step that has (almost surely) finished."""
     if not bool(out["finite"]):
         raise NotFinite(
-            f"the loss or a parameter is not finite at step {step}; the last good checkpoint is of "
-            f"step {saved}. Lower optim.lr, set optim.clip=1.0, or look at the data"
+            f"the loss or a parameter is not finite at step {step}; "
+            + (f"the last good checkpoint is of step {saved}" if saved else "no checkpoint yet")
+            + ". Lower optim.lr, set optim.clip=1.0, or look at the data"
         )
     if step % config.log.every == 0 or step in (1, config.n_steps):
         values = {k: float(v) for k, v in out.items() if k != "finite"}
@@ -165,11 +188,8 @@ def _reporters(config: Config, folder: pathlib.Path, first: int) -> tuple[Any, A
 class _Clock:
     """Seconds a step, and the part of them that the loop waited for data."""
 
-    def __init__(self) -> None:
-        self._t0, self._step, self._waited = time.perf_counter(), None, 0.0
-
-    def __call__(self, what: str) -> "_Clock":
-        return self
+    def __init__(self, first: int) -> None:
+        self._t0, self._step, self._waited = time.perf_counter(), first, 0.0
 
     def __enter__(self) -> None:
         self._entered = time.perf_counter()
@@ -179,10 +199,9 @@ class _Clock:
 
     def read(self, step: int) -> dict[str, float]:
         """Averages since the last reading."""
-        now, last = time.perf_counter(), self._step
-        steps = step - last if last is not None else step
+        now = time.perf_counter()
         out = {
-            "step_seconds": (now - self._t0) / max(steps, 1),
+            "step_seconds": (now - self._t0) / max(step - self._step, 1),
             "wait_share": self._waited / max(now - self._t0, 1e-9),
         }
         self._t0, self._step, self._waited = now, step, 0.0
@@ -193,38 +212,47 @@ class _Clock:
 
 
 def _claim(config: Config, folder: pathlib.Path, extend: bool, allow_change: bool) -> pathlib.Path:
-    """Make the workdir this configuration's own, or refuse."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={folder} cannot be written to ({error.strerror}); choose another folder"
-        ) from error
-    path = folder / "config.json"
-    if path.exists():
-        old = _identity_of(json.loads(path.read_text()))
-        changed = differences(old, json.loads(json.dumps(identity(config))))
-        budget = [d for d in changed if d.startswith(("config.steps:", "config.tokens:"))]
-        if extend and budget and config.n_steps >= json.loads(path.read_text())["n_steps"]:
-            changed = [d for d in changed if d not in budget]
-        if changed and not allow_change:
-            mend = "--extend continues with a larger budget; " if changed == budget else ""
-            raise ConfigError(
-                f"{folder} holds a run of another configuration:\n  "
-                + "\n  ".join(changed)
-                + f"\n{mend}choose another --workdir, or --allow_config_change to go on regardless"
-            )
+    """The workdir, made and found to be this configuration's own or nobody's; else refuse."""
     if distributed.is_main():
-        record = {"config": to_json(config), "identity": identity(config)}
-        metrics.write_json(path, {**record, "hash": run_hash(config), "n_steps": config.n_steps})
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"--workdir={folder} cannot be written to ({error.strerror}); choose another folder"
+            ) from error
+    path = folder / "config.json"
+    if not path.exists():
+        return folder
+    old = json.loads(path.read_text())
+    changed = differences(old["identity"], json.loads(json.dumps(identity(config))))
+    budget = [d for d in changed if d.startswith(("config.steps:", "config.tokens:"))]
+    larger = config.n_steps >= old["n_steps"]
+    if extend and budget and larger:
+        changed = [d for d in changed if d not in budget]
+    if changed and not allow_change:
+        mend = ""
+        if changed == budget:
+            mend = "--extend continues with a larger budget; "
+            if not larger:
+                mend = f"the budget there is {old['n_steps']} steps, which cannot be made smaller; "
+        raise ConfigError(
+            f"{folder} holds a run of another configuration:\n  "
+            + "\n  ".join(changed)
+            + f"\n{mend}choose another --workdir, or --allow_config_change to go on regardless"
+        )
     return folder
 
 
-def _identity_of(record: dict[str, Any]) -> Any:
-    return record["identity"]
+def _write_config(config: Config, folder: pathlib.Path) -> None:
+    """Record whose workdir this is, once the run can start; what was done before is not done."""
+    if distributed.is_main():
+        (folder / "DONE.json").unlink(missing_ok=True)
+        record = {"config": to_json(config), "identity": identity(config)}
+        record |= {"hash": run_hash(config), "n_steps": config.n_steps}
+        metrics.write_json(folder / "config.json", record)
 
 
 def _stores(config: Config, folder: pathlib.Path, stop: Any) -> tuple[Any, Any]:
@@ -241,7 +269,10 @@ def _stores(config: Config, folder: pathlib.Path, stop: Any) -> tuple[Any, Any]:
             _harvest(config, model, params, split, root / split, stop)
             for split in ("train", "heldout")
         )
-    _check_width(config, stores[0].column(config.site).shape[0])
+    for store in stores:
+        if not store.complete:
+            raise ConfigError(f"{store.path} is not complete: run its harvest again to the end")
+        _check_width(config, store.column(config.site).shape[0])
     return stores
 
 
@@ -278,11 +309,10 @@ class _Sigterm:
     """Notes SIGTERM; the loop asks for it at every step, harvesting between segments."""
 
     def __enter__(self) -> "_Sigterm":
-        self.came = False
-        try:
+        self.came, self._old = False, None
+        # Of several processes, JAX's own handler tells all of them: see ``agreed``.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._old = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # not the main thread: somebody else handles signals
-            self._old = None
         return self
 
     def __exit__(self, *args: Any) -> None:
