@@ -57,6 +57,7 @@ def ops(b: int, d: int, n: int, k: int) -> dict[str, Callable[[], Calls]]:
     """The calls to compare, by op; made when asked for, so that one op's arrays live at a time."""
     return {
         "top_k": lambda: top_k_calls(b, d, n, k),
+        "encode": lambda: encode_calls(b, d, n, k),
         "decode": lambda: decode_calls(b, d, n, k),
         "dots": lambda: dots_calls(b, d, n, k),
         "scatter": lambda: scatter_calls(b, d, n, k),
@@ -74,6 +75,19 @@ def top_k_calls(b: int, d: int, n: int, k: int) -> Calls:
     p = _normal(0, b, n)
     calls = {"plain": _call(lambda p: tuple(jax.lax.top_k(p, k)), p)}
     return calls | {"cpu": _call(lambda p: IMPLS["cpu"](p, k), p)}
+
+
+def encode_calls(b: int, d: int, n: int, k: int) -> Calls:
+    """Encoder and selection, without gradients."""
+    x, w = _normal(0, b, d), _weights(d, n)
+
+    def plain(x, w):
+        return jax.lax.top_k(pre_activations(x, w["b_dec"], w["W_enc"], w["b_enc"]), k)
+
+    def ours(x, w):
+        return encode_topk(x, w["b_dec"], w["W_enc"], w["b_enc"], k)
+
+    return {"plain": _call(plain, x, w), "cpu": _call(ours, x, w)}
 
 
 def decode_calls(b: int, d: int, n: int, k: int) -> Calls:
@@ -166,11 +180,8 @@ def _saex_step(x: jax.Array, n: int, k: int) -> Callable[[], Any]:
         batch = {"x": jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))}
         tx = optim.transformation()
         state = [init_state(sae, tx, jax.random.key(0), {"x": np.asarray(x)}, mesh, "tp")]
-        step, hyper, key = (
-            make_step(sae, optim, 1000),
-            hyper_arrays(sae, optim, 1000),
-            jax.random.key(0),
-        )
+        step, hyper = make_step(sae, optim, 1000), hyper_arrays(sae, optim, 1000)
+        key = jax.random.key(0)
 
     def call():
         with jax.set_mesh(mesh):
