@@ -25,7 +25,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,16 +125,12 @@ def _run(
         start = step * settings.batch
         return stream.gather(start, start + settings.batch)["x"] * scale
 
-    started = time.time()
     trained = LIBRARIES[library](settings, batches, sample * scale, seed)
-    seconds = time.time() - started
     _check_layout(library, trained, batches(0)[:512], settings.k)
     stream.close()
     scores = evaluate(trained.weights, scale, _rows(heldout, config), settings.k)
-    print(f"{library}, seed {seed}: fvu {scores['fvu']:.5f}, {seconds:.0f} s", flush=True)
-    return {"library": library, "seed": seed, "version": version(library), **scores} | {
-        "seconds": round(seconds, 1)
-    }
+    print(f"{library}, seed {seed}: fvu {scores['fvu']:.5f}", flush=True)
+    return {"library": library, "seed": seed, "version": version(library), **scores}
 
 
 def _mean_square(x: np.ndarray) -> float:
@@ -231,8 +226,8 @@ def table(found: dict[str, list[dict]], facts: dict[str, Any]) -> str:
         f"`{facts['command']}`  ",
         f"{facts['date']}, {facts['machine']}",
         "",
-        "| library | seeds | FVU (mean ± sd) | per seed | L0 | dead | saex / this | s per run |",
-        "|---|---|---|---|---|---|---|---|",
+        "| library | seeds | FVU (mean ± sd) | per seed | L0 | dead | saex / this |",
+        "|---|---|---|---|---|---|---|",
     ]
     ours = {r["seed"]: r["fvu"] for r in found["saex"]}
     for library, runs in found.items():
@@ -247,11 +242,11 @@ def _line(library: str, runs: list[dict], ours: dict[int, float]) -> str:
     sd = fvu.std(ddof=1) if len(fvu) > 1 else float("nan")
     paired = [(ours[r["seed"]], r["fvu"]) for r in runs if r["seed"] in ours]
     ratio = np.mean([a for a, _ in paired]) / np.mean([b for _, b in paired]) if paired else np.nan
-    mean = {k: np.mean([r[k] for r in runs]) for k in ("l0", "dead", "seconds")}
+    mean = {k: np.mean([r[k] for r in runs]) for k in ("l0", "dead")}
     return (
         f"| {library} | {len(runs)} | {fvu.mean():.5f} ± {sd:.5f} | "
         f"{' '.join(f'{v:.5f}' for v in fvu)} | {mean['l0']:.2f} | {100 * mean['dead']:.2f}% | "
-        f"{ratio:.4f} | {mean['seconds']:.0f} |"
+        f"{ratio:.4f} |"
     )
 
 
