@@ -44,7 +44,7 @@ def get_config(arg: str = "topk") -> ConfigDict:
             "steps": 1000,  # budget in updates, or ...
             "tokens": None,  # ... in rows; exactly one of the two; no default
             "seed": 0,  # of weights, data order and random draws
-            "subject": {  # the model whose activations are taken: a row of saex.models.MODELS
+            "subject": {  # the model whose activations are taken: a row of saex.models.MODELS, or None
                 "name": "pocket-lm",
                 "matmul": "bfloat16",  # inputs of its matmuls; or "float32"
             },
@@ -62,7 +62,7 @@ def get_config(arg: str = "topk") -> ConfigDict:
                 "segment_rows": 65_536,  # rows after which a segment is committed
                 "chunk_rows": 2048,  # rows a chunk of the store
             },
-            "store": None,  # run: a folder with stores train/ and heldout/ to use; None: harvest
+            "store": None,  # run: a store (a hash splits it), or a folder with train/, heldout/
             "stream": {  # how a store becomes batches
                 "batch": 4096,  # rows a step, over all processes
                 "window": 64,  # chunks shuffled together in memory

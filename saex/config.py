@@ -80,9 +80,11 @@ class Config:
       sae: the dictionary, by name. site: the hook point that it is trained on.
       steps or tokens: the budget, in updates or in rows; exactly one.
       seed: of weights, data order and draws.
-      subject: the model whose activations are taken. text: the documents it reads.
-      harvest: how they become a store. store: a folder with ``train`` and ``heldout`` stores to
-        use instead of harvesting into the workdir. stream: how a store becomes batches.
+      subject: the model whose activations are taken; None for rows that no model of saex made
+        (then there is no cross-entropy). text: the documents it reads.
+      harvest: how they become a store. store: to use instead of harvesting into the workdir: a
+        folder with ``train`` and ``heldout`` stores, or one store, of which a hash of the document
+        or row holds out 12%. stream: how a store becomes batches.
       optim, mesh, checkpoint, log, eval, report: see their classes.
     """
 
@@ -91,7 +93,7 @@ class Config:
     steps: int | None = None
     tokens: int | None = None
     seed: int = 0
-    subject: Any = section(MODELS, PocketLM)
+    subject: Any | None = section(MODELS, PocketLM)
     text: Any = section(SOURCES, Stdlib)
     harvest: Harvest = dataclasses.field(default_factory=Harvest)
     store: str | None = run_field(None)

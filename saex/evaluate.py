@@ -11,7 +11,7 @@ import jax
 from saex import distributed, evals, metrics
 from saex.checkpoint import load_sae, read_meta
 from saex.config import Config, resolve, to_json
-from saex.data.store import Store
+from saex.data.split import open_split
 from saex.registry import ConfigError
 
 log = logging.getLogger("saex")
@@ -28,7 +28,7 @@ def evaluate_run(workdir: str | pathlib.Path) -> dict[str, float]:
         k = getattr(sae, "k", None)
         if k is None:  # as many numbers as the dictionary uses
             k = round(evals.Reconstruction(32_768).run(sae, params, heldout)["l0"])
-        train_rows = site_rows(config, Store.open(store_folder(config, folder) / "train"))
+        train_rows = site_rows(config, open_split(store_folder(config, folder), "train"))
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         controls = evals.controls.fit(train_rows, sae, key, k=max(1, min(k, sae.d_in)))
         heldout = dataclasses.replace(heldout, controls=controls)
@@ -77,8 +77,8 @@ def _open_run(workdir: str | pathlib.Path) -> tuple[Config, pathlib.Path, Any, A
         raise ConfigError(f"{path} does not exist: {folder} is not a run's workdir")
     config = resolve(json.loads(path.read_text())["config"])
     sae, params = load_sae(folder)
-    model, model_params = config.subject.load()
-    store = Store.open(store_folder(config, folder) / "heldout")
+    model, model_params = config.subject.load() if config.subject else (None, None)
+    store = open_split(store_folder(config, folder), "heldout")
     heldout = evals.HeldOut(site_rows(config, store), model, model_params)
     return config, folder, sae, params, heldout
 
@@ -90,5 +90,5 @@ def site_rows(config: Config, store: Any) -> Any:
 
 
 def store_folder(config: Config, folder: pathlib.Path) -> pathlib.Path:
-    """The folder of a run's train and heldout stores."""
+    """The folder of a run's train and heldout stores, or of the one that is split into them."""
     return folder / "store" if config.store is None else pathlib.Path(config.store)

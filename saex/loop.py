@@ -18,7 +18,7 @@ import jax
 from saex import distributed, evals, metrics
 from saex.checkpoint import Checkpointer, versions
 from saex.config import Config, differences, run_hash, to_json
-from saex.data.store import Store
+from saex.data.split import open_split
 from saex.evaluate import evaluate_run, report_run, site_rows, store_folder
 from saex.harvest import harvest
 from saex.registry import ConfigError, identity
@@ -259,8 +259,13 @@ def _stores(config: Config, folder: pathlib.Path, stop: Any) -> tuple[Any, Any]:
     """(train store, held-out store): harvested into the workdir if no store is named."""
     root = store_folder(config, folder)
     if config.store is not None:
-        stores = Store.open(root / "train"), Store.open(root / "heldout")
+        stores = open_split(root, "train"), open_split(root, "heldout")
     else:
+        if config.subject is None:
+            raise ConfigError(
+                "config.subject=None and config.store=None: without a subject model there is "
+                "nothing to harvest; name a store of ready rows by --config.store=DIR"
+            )
         model, params = config.subject.load()
         if config.site not in model.sites:
             raise ConfigError(f"config.site={config.site!r}: choose from {sorted(model.sites)}")

@@ -14,6 +14,7 @@ import pytest
 import saex
 from saex import cli, loop, metrics
 from saex.checkpoint import info
+from saex.data import Column, StoreWriter
 from saex.registry import ConfigError
 from tests import runs
 
@@ -290,3 +291,21 @@ def test_eval_and_report_of_a_run(unbroken, capsys):
     assert cli.main(["report", str(unbroken)]) == 0
     page = pathlib.Path(capsys.readouterr().out.strip())
     assert page.read_text().lower().startswith("<!doctype html>")
+
+
+def test_rows_that_are_no_text_train_from_one_store(folder, tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 3)) @ rng.normal(size=(3, 16))
+    with StoreWriter(tmp_path / "cells", {"cells": Column((16,), "float32")}) as writer:
+        writer.append({"cells": x.astype(np.float32)})
+        writer.commit({})
+        writer.finish()
+    changes = {"site": "cells", "subject": None, "eval__controls": True, "report__enabled": True}
+    config = runs.config(folder, store=str(tmp_path / "cells"), **changes)
+    result = loop.train(config, tmp_path / "run")
+    assert 0.09 < result["rows"] / 2000 < 0.15 and np.isfinite(result["fvu"])
+    assert "ce_clean" not in result and "pca.fvu" in result
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "cells" in page and "<svg" in page
+    with pytest.raises(ConfigError, match="nothing to harvest"):
+        loop.train(runs.config(folder, subject=None), tmp_path / "none")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from saex.data.manifest import StoreError
+from saex.data.split import Part
 from saex.data.store import Store
 
 POSITION, TOKENS = "position", "tokens"
@@ -39,7 +40,7 @@ class Kept:
         return np.flatnonzero(np.concatenate([self.mask[a:b] for a, b in ranges]))
 
 
-def resolve(store: Store, positions: Sequence[int], tokens: Sequence[int]) -> Kept:
+def resolve(store: Store | Part, positions: Sequence[int], tokens: Sequence[int]) -> Kept:
     """Applies the rules to every row of the store.
 
     Args:
@@ -62,7 +63,9 @@ def resolve(store: Store, positions: Sequence[int], tokens: Sequence[int]) -> Ke
     return Kept(chunks, counts, mask, {**info, "rows_kept": int(counts.sum())})
 
 
-def _apply(store: Store, rules: dict[str, tuple[int, ...]]) -> tuple[np.ndarray | None, dict]:
+def _apply(
+    store: Store | Part, rules: dict[str, tuple[int, ...]]
+) -> tuple[np.ndarray | None, dict]:
     info: dict[str, Any] = {"rows": store.rows}
     mask = None
     for name, values in rules.items():

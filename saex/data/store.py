@@ -72,6 +72,11 @@ class Store:
         return int(self._starts[-1])
 
     @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk, the unit that is read and checksummed."""
+        return self.manifest.chunk_rows
+
+    @property
     def columns(self) -> dict[str, Column]:
         """Name -> shape and dtype of a row."""
         return self.manifest.columns

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from saex.data.exclude import DEFAULT_POSITIONS, resolve
 from saex.data.manifest import Column, StoreError
 from saex.data.order import Order
+from saex.data.split import Part
 from saex.data.store import Store
 from saex.data.windows import Windows
 from saex.registry import run_field
@@ -51,7 +52,7 @@ class Stream:
 
     def open(
         self,
-        store: Store,
+        store: Store | Part,
         columns: Mapping[str, str] | Sequence[str],
         seed: int,
         mesh: Any = None,
@@ -94,7 +95,7 @@ class Batches:
     def __init__(
         self,
         config: Stream,
-        store: Store,
+        store: Store | Part,
         names: dict[str, str],
         seed: int,
         mesh: Any,
@@ -205,7 +206,7 @@ class _Steps:
 
 
 def rows(
-    store: Store,
+    store: Store | Part,
     columns: Mapping[str, str] | Sequence[str],
     start: int = 0,
     stop: int | None = None,
@@ -239,7 +240,7 @@ def _dtype(column: Column, dtype: str | None) -> np.dtype:
     return Column(dtype=wanted).numpy_dtype
 
 
-def _check_store(store: Store, names: Mapping[str, str]) -> None:
+def _check_store(store: Store | Part, names: Mapping[str, str]) -> None:
     if not store.complete:
         raise StoreError(
             f"{store.path} is not complete ({store.rows} rows so far): its writer was stopped. "
@@ -249,7 +250,7 @@ def _check_store(store: Store, names: Mapping[str, str]) -> None:
         store.column(stored)
 
 
-def _check_rows(store: Store, kept: int, batch: int) -> None:
+def _check_rows(store: Store | Part, kept: int, batch: int) -> None:
     if kept < batch:
         raise StoreError(
             f"{store.path} has {store.rows} rows, {kept} of which are kept: fewer than one batch "

@@ -12,6 +12,7 @@ import numpy as np
 
 from saex.data.exclude import Kept
 from saex.data.order import Order
+from saex.data.split import Part
 from saex.data.store import Store
 
 # In use, read ahead, and one more while batches of two windows are made side by side.
@@ -52,7 +53,7 @@ class Windows:
     the next one. Safe to use from several threads.
     """
 
-    def __init__(self, store: Store, names: Sequence[str], order: Order, kept: Kept):
+    def __init__(self, store: Store | Part, names: Sequence[str], order: Order, kept: Kept):
         """Prepares to read the columns `names`; reads nothing yet."""
         self._store, self._names, self._order, self._kept = store, tuple(names), order, kept
         self._slots: dict[tuple[int, int], _Slot] = {}
@@ -64,7 +65,7 @@ class Windows:
     def rows(self) -> int:
         """Upper bound of the rows of a window, excluded ones counted."""
         chunks = -(-len(self._kept.chunks) // self._order.windows)
-        return min(chunks * self._store.manifest.chunk_rows, self._store.rows)
+        return min(chunks * self._store.chunk_rows, self._store.rows)
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,159 @@
+"""One store as two, by a hash of the document or row: what is trained on, what is held out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from operator import index
+from pathlib import Path
+from typing import SupportsIndex
+
+import numpy as np
+
+from saex.data.manifest import MANIFEST, Column, StoreError
+from saex.data.store import Store
+from saex.data.text import HELDOUT_SHARE, check_split
+
+DOCUMENT, POSITION = "document", "position"
+
+
+def open_split(path: str | os.PathLike, split: str) -> Store | Part:
+    """The training or the held-out side of what lies at ``path``.
+
+    Args:
+      path: a folder with the stores ``train`` and ``heldout``, as a harvest of text makes them, or
+        one store, whose rows are then split by a hash: about 12% of its documents (column
+        ``document``; without it, of its contexts by ``position``, else of its rows) are held out.
+      split: "train" or "heldout".
+
+    Raises:
+      StoreError: no store there, or one that is damaged; a side that would have no row.
+    """
+    check_split(split)
+    folder = Path(path)
+    if not (folder / MANIFEST).exists():
+        return Store.open(folder / split)
+    part = Part(Store.open(folder), split)
+    if part.rows == 0 and part.complete:
+        raise StoreError(
+            f"{folder} split by a hash leaves no row to the {split} side: give the store more "
+            f"documents, or a folder with two stores, {folder.name}/train and {folder.name}/heldout"
+        )
+    return part
+
+
+class Part:
+    """The rows of an open store that fall to one side, read like a store of their own.
+
+    Row i is the i-th row of that side. Which side a row falls to depends on its document (or row
+    number) alone, so documents stay whole and keep their side when the store grows.
+    """
+
+    def __init__(self, store: Store, split: str):
+        self._store, self._split = store, split
+        heldout = held_out(_names(store))
+        self._mask = heldout if split == "heldout" else ~heldout
+        self._chunks = store.chunks()
+        starts = self._chunks[:, 0]
+        kept = np.add.reduceat(self._mask, starts, dtype=np.int64) if len(starts) else starts
+        self._ends = np.cumsum(kept)
+
+    @property
+    def path(self) -> Path:
+        """Folder of the whole store."""
+        return self._store.path
+
+    @property
+    def rows(self) -> int:
+        """Rows of this side."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """Name -> shape and dtype of a row."""
+        return self._store.columns
+
+    @property
+    def complete(self) -> bool:
+        """Whether the producer of the store said that it was done."""
+        return self._store.complete
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk, at most."""
+        return self._store.chunk_rows
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex): the identity of this side's content."""
+        return hashlib.sha256(f"{self._store.digest} {self._split}".encode()).hexdigest()
+
+    def column(self, name: str, width: int | None = None) -> Column:
+        """As ``Store.column``."""
+        return self._store.column(name, width)
+
+    def chunks(self) -> np.ndarray:
+        """[chunks, 2] int64: this side's rows [start, stop) in every chunk of the store."""
+        starts = np.append(0, self._ends[:-1])[: len(self._ends)]
+        return np.stack([starts, self._ends], axis=1)[starts < self._ends]
+
+    def read(
+        self, name: str, start: SupportsIndex = 0, stop: SupportsIndex | None = None
+    ) -> np.ndarray:
+        """Rows [start, stop) of this side, as ``Store.read``."""
+        begin, end = index(start), self.rows if stop is None else index(stop)
+        column = self.column(name)
+        if not 0 <= begin <= end <= self.rows:
+            raise StoreError(f"rows {begin} to {end} asked of {self._split} of {self.path}: it has "
+                             f"{self.rows}")  # fmt: skip
+        out = np.empty((end - begin, *column.shape), column.numpy_dtype)
+        self.read_ranges(name, [(begin, end)], out)
+        return out
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]], out: np.ndarray) -> int:
+        """As ``Store.read_ranges``. Whole chunks of the store are read for the rows in them."""
+        at = 0
+        for start, stop in ranges:
+            while start < stop:
+                chunk = int(np.searchsorted(self._ends, start, side="right"))
+                end = min(stop, int(self._ends[chunk]))
+                out[at : at + end - start] = self._read_in(chunk, name, start, end)
+                at, start = at + end - start, end
+        return at
+
+    def _read_in(self, chunk: int, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows of this side that lie in one chunk."""
+        begin, end = map(int, self._chunks[chunk])
+        before = int(self._ends[chunk - 1]) if chunk else 0
+        places = np.flatnonzero(self._mask[begin:end])[start - before : stop - before]
+        low, high = int(places[0]), int(places[-1]) + 1
+        return self._store.read(name, begin + low, begin + high)[places - low]
+
+
+def held_out(numbers: np.ndarray) -> np.ndarray:
+    """Bool: which documents (or rows), by their numbers, are held out; about 12%, well spread.
+
+    The finaliser of splitmix64: the same on every machine and in every version of numpy.
+    """
+    z = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return z < np.uint64(int(HELDOUT_SHARE * 2**64))
+
+
+def _names(store: Store) -> np.ndarray:
+    """What is hashed: the document of each row; without one its context; else its number."""
+    if DOCUMENT not in store.columns and POSITION in store.columns:
+        position = store.read(POSITION).astype(np.int64)
+        return np.cumsum(np.diff(position, prepend=-2) != 1)
+    if DOCUMENT not in store.columns:
+        return np.arange(store.rows)
+    column = store.column(DOCUMENT)
+    if column.is_float or column.shape:
+        raise StoreError(
+            f"column {DOCUMENT!r} of {store.path} has rows of shape {column.shape} and dtype "
+            f"{column.dtype}; expected one integer a row, by which documents are held out"
+        )
+    return store.read(DOCUMENT)
