@@ -44,7 +44,7 @@ def get_config(arg: str = "topk") -> ConfigDict:
             "steps": 1000,  # budget in updates, or ...
             "tokens": None,  # ... in rows; exactly one of the two; no default
             "seed": 0,  # of weights, data order and random draws
-            "subject": {  # the model whose activations are taken: a row of saex.models.MODELS, or None
+            "subject": {  # the model whose activations are taken: a row of MODELS, or None
                 "name": "pocket-lm",
                 "matmul": "bfloat16",  # inputs of its matmuls; or "float32"
             },
