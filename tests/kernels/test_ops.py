@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saex.kernels import sparse_affine as sa
 from saex.kernels import sparse_decode as sd
 from saex.kernels.encode_topk import encode_topk, pre_activations
 from saex.kernels.sparse_decode import cases as decode_cases
 from saex.kernels.topk import IMPLS, cases, top_k
+from saex.sae.base import SparseCodes
 
 
 def oracle(scores, k):
@@ -141,3 +143,39 @@ def test_blocks_of_rows_change_nothing():
     )
     np.testing.assert_allclose(values, wanted, rtol=1e-6)
     np.testing.assert_array_equal(indices, order)
+
+
+def affine_case(case, seed=0):
+    """(x, b_pre, W_enc, b_enc, W_dec, values, indices): codes of a ReLU'd top k, two slots unused."""
+    b, d, n, k = decode_cases.SMALL[case]
+    rng = np.random.default_rng(seed)
+    shapes = ((b, d), (d,), (n, d), (n,), (n, d + 1))
+    x, b_pre, W_enc, b_enc, W_dec = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes)
+    values, indices = jax.lax.top_k(pre_activations(x, b_pre, W_enc, b_enc), k)
+    values = jnp.maximum(values, 0)
+    return x, b_pre, W_enc, b_enc, W_dec, values, jnp.where(values > 0, indices, 0)
+
+
+@pytest.mark.parametrize("impl", sorted(sa.GRADS))
+@pytest.mark.parametrize("case", sorted(decode_cases.SMALL))
+def test_sparse_affine_has_the_gradients_of_the_dense_form(impl, case):
+    *weights, values, indices = affine_case(case)
+    rng = np.random.default_rng(1)
+    a, c = rng.normal(size=values.shape), rng.normal(size=(values.shape[0], weights[4].shape[1]))
+
+    def loss(v, y):
+        return jnp.sum(jnp.sin(v) * a) + jnp.sum(jnp.cos(y) * c)
+
+    def sparse_loss(*weights):
+        return loss(*sa.sparse_affine(*weights, values, indices, impl))
+
+    def dense_loss(x, b_pre, W_enc, b_enc, W_dec):
+        p = pre_activations(x, b_pre, W_enc, b_enc)
+        v = jnp.where(values != 0, jnp.take_along_axis(p, indices, axis=1), 0)
+        return loss(v, SparseCodes(v, indices).dense(p.shape[1]) @ W_dec)
+
+    got, got_grads = jax.value_and_grad(sparse_loss, argnums=range(5))(*weights)
+    want, want_grads = jax.value_and_grad(dense_loss, argnums=range(5))(*weights)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for one, other in zip(got_grads, want_grads):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
