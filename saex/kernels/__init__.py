@@ -5,6 +5,7 @@ gradients. ``impl=None`` picks the backend for the target and always works; a na
 backend or an error. Collectives are not here: see ``saex/sae/ops.py``.
 """
 
+import importlib
 from collections.abc import Callable, Mapping
 
 import jax
@@ -33,6 +34,15 @@ def pick(impls: Mapping[str, Callable], impl: str | None) -> Callable:
     if impl not in impls:
         raise ValueError(f"impl={impl!r}: choose from {sorted(impls)} or None")
     return impls[impl]
+
+
+def late(module: str, name: str) -> Callable:
+    """The backend ``module.name``, imported when it is first called: it may need Pallas."""
+
+    def call(*args, **kwargs):
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+    return call
 
 
 def zeros_as(shape: tuple[int, ...], like: jax.Array) -> jax.Array:

@@ -146,7 +146,7 @@ def test_blocks_of_rows_change_nothing():
 
 
 def affine_case(case, seed=0):
-    """(x, b_pre, W_enc, b_enc, W_dec, values, indices): codes of a ReLU'd top k, two slots unused."""
+    """x, b_pre, W_enc, b_enc, W_dec, values, indices: codes are the positive ones of a top k."""
     b, d, n, k = decode_cases.SMALL[case]
     rng = np.random.default_rng(seed)
     shapes = ((b, d), (d,), (n, d), (n,), (n, d + 1))

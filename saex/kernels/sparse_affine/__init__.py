@@ -5,7 +5,9 @@ support the codes are differentiable functions of the encoder, and the reconstru
 codes and the decoder. The backward pass makes all of their gradients in one pass over the latents:
 
 dz[b, j]  = (dvalues[b, j] + <dy[b], W_dec[i]>) where values[b, j] != 0,  i = indices[b, j]
-dW_dec[i] = sum values[b, j] dy[b]      dW_enc[i] = sum dz[b, j] (x[b] - b_pre)      db_enc[i] = sum dz[b, j]
+dW_dec[i] = sum values[b, j] dy[b]
+dW_enc[i] = sum dz[b, j] (x[b] - b_pre)
+db_enc[i] = sum dz[b, j]
 
 with sums over the slots that hold latent i. Nothing of shape [b, n] or [b, k, d] is made, and the
 sums are taken in a fixed order: the same bits every time.
