@@ -99,7 +99,11 @@ class Part:
         return np.stack([starts, self._ends], axis=1)[starts < self._ends]
 
     def read(
-        self, name: str, start: SupportsIndex = 0, stop: SupportsIndex | None = None
+        self,
+        name: str,
+        start: SupportsIndex = 0,
+        stop: SupportsIndex | None = None,
+        checksums: bool = False,
     ) -> np.ndarray:
         """Rows [start, stop) of this side, as ``Store.read``."""
         begin, end = index(start), self.rows if stop is None else index(stop)
@@ -108,27 +112,33 @@ class Part:
             raise StoreError(f"rows {begin} to {end} asked of {self._split} of {self.path}: it has "
                              f"{self.rows}")  # fmt: skip
         out = np.empty((end - begin, *column.shape), column.numpy_dtype)
-        self.read_ranges(name, [(begin, end)], out)
+        self.read_ranges(name, [(begin, end)], out, checksums)
         return out
 
-    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]], out: np.ndarray) -> int:
+    def read_ranges(
+        self,
+        name: str,
+        ranges: Sequence[tuple[int, int]],
+        out: np.ndarray,
+        checksums: bool = False,
+    ) -> int:
         """As ``Store.read_ranges``. Whole chunks of the store are read for the rows in them."""
         at = 0
         for start, stop in ranges:
             while start < stop:
                 chunk = int(np.searchsorted(self._ends, start, side="right"))
                 end = min(stop, int(self._ends[chunk]))
-                out[at : at + end - start] = self._read_in(chunk, name, start, end)
+                out[at : at + end - start] = self._read_in(chunk, name, start, end, checksums)
                 at, start = at + end - start, end
         return at
 
-    def _read_in(self, chunk: int, name: str, start: int, stop: int) -> np.ndarray:
+    def _read_in(self, chunk: int, name: str, start: int, stop: int, checksums: bool) -> np.ndarray:
         """Rows of this side that lie in one chunk."""
         begin, end = map(int, self._chunks[chunk])
         before = int(self._ends[chunk - 1]) if chunk else 0
         places = np.flatnonzero(self._mask[begin:end])[start - before : stop - before]
         low, high = int(places[0]), int(places[-1]) + 1
-        return self._store.read(name, begin + low, begin + high)[places - low]
+        return self._store.read(name, begin + low, begin + high, checksums)[places - low]
 
 
 def held_out(numbers: np.ndarray) -> np.ndarray:

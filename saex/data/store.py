@@ -11,6 +11,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
+from saex.data import raw
 from saex.data import store_shards as shards
 from saex.data.manifest import MANIFEST, Column, Manifest, StoreError
 from saex.data.manifest_json import from_json
@@ -49,12 +50,13 @@ class Store:
         self.manifest = manifest
         self._starts = np.cumsum([0, *(s.rows for s in manifest.segments)], dtype=np.int64)
         self._arrays: dict[tuple[int, str], Any] = {}
+        self._raw: dict[tuple[int, str], raw.Shard] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> Store:
         """Opens a store and checks it: manifest, presence and size of files, shard indices.
 
-        Payload checksums are checked as chunks are read, and all of them by `verify`.
+        Payload is checked by `verify`, and as it is read where `checksums` is asked for.
 
         Raises:
           StoreError: no store there, a manifest that is torn, altered or of a newer version, or
@@ -118,37 +120,53 @@ class Store:
         return column
 
     def read(
-        self, name: str, start: SupportsIndex = 0, stop: SupportsIndex | None = None
+        self,
+        name: str,
+        start: SupportsIndex = 0,
+        stop: SupportsIndex | None = None,
+        checksums: bool = False,
     ) -> np.ndarray:
         """Rows [start, stop) of a column, as [stop - start, *shape] in the stored dtype.
 
         Raises:
-          StoreError: no such column, rows outside the store, or a torn or altered file.
+          StoreError: no such column, rows outside the store, or a file that is torn, gone or
+            changed since the store was opened; with `checksums` also altered payload.
         """
         begin, end = index(start), self.rows if stop is None else index(stop)
         column = self.column(name)
         if not 0 <= begin <= end <= self.rows:
             raise StoreError(f"rows {begin} to {end} asked of {self.path}: it has {self.rows}")
         out = np.empty((end - begin, *column.shape), column.numpy_dtype)
-        self.read_ranges(name, [(begin, end)], out)
+        self.read_ranges(name, [(begin, end)], out, checksums)
         return out
 
-    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]], out: np.ndarray) -> int:
+    def read_ranges(
+        self,
+        name: str,
+        ranges: Sequence[tuple[int, int]],
+        out: np.ndarray,
+        checksums: bool = False,
+    ) -> int:
         """Reads [start, stop) ranges one behind the other into `out`; returns the rows read.
 
-        All ranges are read at once, straight into `out` [>= rows, *shape] of the stored dtype.
+        All ranges are read side by side, straight into `out` [>= rows, *shape], contiguous, of
+        the stored dtype.
+
+        Args:
+          name: the column.
+          ranges: rows.
+          out: where they go.
+          checksums: whether the CRC of every chunk is checked, which takes about as long again.
 
         Raises:
-          StoreError: a torn or altered file, named with its rows and the mend.
+          StoreError: as `read`; the file is named with its rows and the mend.
         """
-        pending, at = [], 0
+        parts, at = [], 0
         for start, stop in ranges:
             for segment, lo, hi in self._split(start, stop):
-                array, rows = self._array(segment, name), out[at : at + hi - lo]
-                pending.append((segment, lo, hi, shards.start_read(array, lo, hi, rows)))
+                parts.append((segment, lo, hi, out[at : at + hi - lo]))
                 at += hi - lo
-        for segment, lo, hi, read in pending:
-            self._finish(segment, name, lo, hi, read)
+        (self._read_checked if checksums else self._read_raw)(name, parts)
         return at
 
     def chunks(self) -> np.ndarray:
@@ -201,16 +219,45 @@ class Store:
             self._arrays[key] = shards.open_array(folder, self.columns[name], rows, chunk)
         return self._arrays[key]
 
-    def _finish(self, segment: int, name: str, lo: int, hi: int, read: Any) -> None:
-        try:
-            read.result()
-        except ValueError as err:
-            file = self._folder(segment) / name / self.columns[name].shard
-            base = int(self._starts[segment])
-            damage = Damage(
-                file, self._folder(segment), shards.brief(err), ((base + lo, base + hi),)
+    def _read_checked(self, name: str, parts: list[tuple[int, int, int, np.ndarray]]) -> None:
+        """Reads parts of segments through tensorstore, which checks the CRC of each chunk."""
+        pending = [
+            (segment, lo, hi, shards.start_read(self._array(segment, name), lo, hi, rows))
+            for segment, lo, hi, rows in parts
+        ]
+        for segment, lo, hi, read in pending:
+            try:
+                read.result()
+            except ValueError as err:
+                raise self._broken(segment, name, lo, hi, err) from err
+
+    def _read_raw(self, name: str, parts: list[tuple[int, int, int, np.ndarray]]) -> None:
+        """Reads parts of segments at the offsets of the shard indices."""
+        jobs = [
+            (segment, job)
+            for segment, lo, hi, rows in parts
+            for job in raw.cut(raw.Job(self._shard(segment, name), lo, hi, rows))
+        ]
+        for (segment, job), err in zip(jobs, raw.run([job for _, job in jobs])):
+            if err is not None:
+                raise self._broken(segment, name, job.start, job.stop, err) from err
+
+    def _shard(self, segment: int, name: str) -> raw.Shard:
+        key = (segment, name)
+        if key not in self._raw:
+            column, rows = self.columns[name], self.manifest.segments[segment].rows
+            file = self._folder(segment) / name / column.shard
+            self._raw[key] = shards.open_raw(file, column, rows, self.manifest.chunk_rows)
+        return self._raw[key]
+
+    def _broken(self, segment: int, name: str, lo: int, hi: int, err: Exception) -> StoreError:
+        folder, base = self._folder(segment), int(self._starts[segment])
+        file, reason = folder / name / self.columns[name].shard, shards.brief(err)
+        if isinstance(err, OSError):
+            reason = (
+                "is missing" if isinstance(err, FileNotFoundError) else f"cannot be read: {err}"
             )
-            raise StoreError(_report([damage])) from err
+        return StoreError(_report([Damage(file, folder, reason, ((base + lo, base + hi),))]))
 
     def _glance(self, segment: int) -> list[Damage]:
         """Checks of opening: presence, sizes, small files, shard indices."""
@@ -234,9 +281,12 @@ class Store:
         return found
 
     def _index_error(self, segment: int, name: str) -> str | None:
-        column, rows = self.columns[name], self.manifest.segments[segment].rows
-        file = self._folder(segment) / name / column.shard
-        return shards.index_error(file, column, rows, self.manifest.chunk_rows)
+        try:
+            self._raw.pop((segment, name), None)
+            self._shard(segment, name)
+        except ValueError as err:
+            return str(err)
+        return None
 
     def _hurt_rows(self, segment: int, name: str | None, deep: bool) -> tuple:
         """Rows whose chunks cannot be read; all of the segment's where that was not tried."""
@@ -249,7 +299,7 @@ class Store:
 
     def _readable(self, name: str, rows: tuple[int, int]) -> bool:
         try:
-            self.read(name, *rows)
+            self.read(name, *rows, checksums=True)
         except StoreError:
             return False
         return True

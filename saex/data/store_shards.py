@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from saex.data.manifest import Column, FileRecord, StoreError, shard_bytes
+from saex.data.raw import Shard, stamp
 
 _CRC = {"name": "crc32c"}
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -61,22 +62,27 @@ def record(path: Path) -> FileRecord:
         return FileRecord(os.fstat(file.fileno()).st_size, digest)
 
 
-def index_error(path: Path, column: Column, rows: int, chunk_rows: int) -> str | None:
-    """What is wrong with the index at the end of a data file, or None.
+def open_raw(path: Path, column: Column, rows: int, chunk_rows: int) -> Shard:
+    """Reads the index at the end of a data file; its payload is not looked at.
 
-    Reads the index only. Raises OSError if the file cannot be read.
+    Raises:
+      ValueError: what is wrong with the index.
+      OSError: the file cannot be read.
     """
     chunks = -(-rows // chunk_rows)
     with open(path, "rb") as file:
         file.seek(-(16 * chunks + 4), os.SEEK_END)
         tail = file.read()
+        seen = stamp(os.fstat(file.fileno()))
     if crc32c(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
-        return "the checksum of its index does not match"
+        raise ValueError("the checksum of its index does not match")
     size = chunk_rows * column.row_bytes + _CRC_BYTES
     end = shard_bytes(column, rows, chunk_rows) - len(tail)
     index = np.frombuffer(tail[:-4], "<u8").reshape(chunks, 2)
     bad = (index[:, 1] != size) | (index[:, 0] > np.uint64(end - size))
-    return f"its index misplaces chunk {int(bad.argmax())}" if bad.any() else None
+    if bad.any():
+        raise ValueError(f"its index misplaces chunk {int(bad.argmax())}")
+    return Shard(path, index[:, 0].astype(np.int64), chunk_rows, column.row_bytes, seen)
 
 
 def crc32c(data: bytes) -> int:

@@ -36,6 +36,9 @@ class Stream:
       exclude_tokens: token ids that are not streamed.
       threads: threads that make batches; 0 makes each one when it is asked for.
       prefetch: batches made ahead.
+      checksums: whether the CRC of every chunk is checked as it is read. Off, `saex store verify`
+        looks for altered bytes; files that are gone, cut short or changed under the run are
+        refused either way.
     """
 
     batch: int = 4096
@@ -44,6 +47,7 @@ class Stream:
     exclude_tokens: tuple[int, ...] = ()
     threads: int = run_field(1)
     prefetch: int = run_field(4)
+    checksums: bool = run_field(False)
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("window", 1), ("threads", 0), ("prefetch", 1)):
@@ -109,7 +113,8 @@ class Batches:
         self._order = Order(kept.counts, seed, config.window)
         self.rows = self._order.rows
         _check_rows(store, self.rows, config.batch)
-        self._windows = Windows(store, sorted(set(names.values())), self._order, kept)
+        stored = sorted(set(names.values()))
+        self._windows = Windows(store, stored, self._order, kept, config.checksums)
         self._sharding = None if mesh is None else NamedSharding(mesh, jax.P(DATA))
         self.steps_per_epoch = self.rows / self.batch
         self.info = {

@@ -53,8 +53,16 @@ class Windows:
     the next one. Safe to use from several threads.
     """
 
-    def __init__(self, store: Store | Part, names: Sequence[str], order: Order, kept: Kept):
+    def __init__(
+        self,
+        store: Store | Part,
+        names: Sequence[str],
+        order: Order,
+        kept: Kept,
+        checksums: bool = False,
+    ):
         """Prepares to read the columns `names`; reads nothing yet."""
+        self._checksums = checksums
         self._store, self._names, self._order, self._kept = store, tuple(names), order, kept
         self._slots: dict[tuple[int, int], _Slot] = {}
         self._free: list[dict[str, np.ndarray]] = []
@@ -125,7 +133,7 @@ class Windows:
         buffers = self._new_buffers() if buffers is None else buffers
         ranges = [(int(a), int(b)) for a, b in self._kept.chunks[self._order.chunks(epoch, window)]]
         for name, buffer in buffers.items():
-            self._store.read_ranges(name, ranges, buffer)
+            self._store.read_ranges(name, ranges, buffer, self._checksums)
         places = self._kept.places(ranges)
         return Window(buffers, places[self._order.shuffle(epoch, window)])
 

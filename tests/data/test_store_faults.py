@@ -81,7 +81,7 @@ def test_a_flipped_byte_in_a_shard_is_found_with_its_rows(store):
         message = refused(again.verify)
         assert f"{file}: does not match its checksum (altered); hurt: rows {rows}" in message
         start, stop = (int(n) for n in rows.split(" to "))
-        read = refused(again.read, "x", start, stop + 1)
+        read = refused(again.read, "x", start, stop + 1, True)
         assert str(file) in read and "run the same harvest again" in read
         assert (again.read("tokens") == store.read("tokens")).all()
         flip(file, at)

@@ -272,6 +272,20 @@ def test_a_shard_altered_under_a_running_job_stops_it_by_name(opened, tmp_path, 
     iterator.close()
 
 
+def test_checksums_on_request_find_what_the_file_system_does_not_tell(opened, tmp_path):
+    store = write(tmp_path, rows=400)
+    shard = tmp_path / store.manifest.segments[0].path / "site/c/0/0"
+    data = bytearray(shard.read_bytes())
+    data[5] ^= 1
+    shard.write_bytes(data)
+    again = Store.open(tmp_path)  # size and index are as they were
+    whole = opened(Stream(batch=16, exclude_positions=()), again).gather(0, 400)
+    assert (whole["x"] == again.read("site")[whole["row"]]).all()  # as it lies there
+    checked = opened(Stream(batch=16, exclude_positions=(), checksums=True), again)
+    with pytest.raises(StoreError, match="hurt: rows"):
+        checked.gather(0, 400)
+
+
 def test_threads_that_jump_about_do_not_disturb_each_other(store, opened):
     config = Stream(batch=64, window=1, exclude_positions=())
     steps = np.random.default_rng(0).integers(0, 30, (4, 12)).tolist()
@@ -301,9 +315,9 @@ def test_windows_are_read_ahead_and_buffers_used_again(store, opened, monkeypatc
     reads = []
     original = Store.read_ranges
 
-    def counted(self, name, ranges, out):
+    def counted(self, name, ranges, out, checksums):
         reads.append(out.__array_interface__["data"][0])
-        return original(self, name, ranges, out)
+        return original(self, name, ranges, out, checksums)
 
     batches = opened(PLAIN, store, columns=["row"])
     monkeypatch.setattr(Store, "read_ranges", counted)

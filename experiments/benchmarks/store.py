@@ -1,0 +1,200 @@
+"""How fast shuffled batches come from a store, against plain reads of the same bytes.
+
+    python experiments/benchmarks/store.py --dir /disk/with/room
+
+A store of random rows is written (bfloat16, width 768, chunks of 2048, unless said otherwise), then
+read, interleaved in one process: the files from one end to the other (`read`, into one buffer),
+its chunks in random order by `preadv` into reused buffers (the most that any reader can do), and
+the stream: shuffled batches in numpy with checksums off and on, and as JAX arrays with a thread.
+"cold" drops the files' pages before each pass (posix_fadvise), so the disk is what is measured;
+"warm" reads pages that are in memory. Each cell is the median over rounds of bytes per second; the
+ratios are of the same round, and their spread is printed too.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from measure import where
+
+from saex.data import Column, Store, StoreWriter
+from saex.data.stream import Stream
+
+HERE = pathlib.Path(__file__).resolve().parent
+BASE = {"cold": "cold sequential read", "warm": "warm preadv, random chunks"}
+GOALS = {"cold stream": 0.8, "warm stream": 0.4}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dir", default="runs/store-benchmark")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--keep", action="store_true", help="leave the store for the next time")
+    parser.add_argument("--out", default=str(HERE / "results" / "store"))
+    args = parser.parse_args()
+    store = written(pathlib.Path(args.dir), args.rows, args.width)
+    rounds = [one_round(store, args.batch) for _ in range(args.rounds)]
+    record = where() | {
+        "rows": store.rows,
+        "bytes": total_bytes(store),
+        "width": args.width,
+        "batch": args.batch,
+        "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "window_bytes": opened(store, args.batch).info["window_bytes"],
+        "bytes_per_second": rounds,
+    }
+    out = pathlib.Path(args.out)
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table(record))
+    print(table(record))
+    if not args.keep:
+        shutil.rmtree(args.dir)
+
+
+def written(path: pathlib.Path, rows: int, width: int) -> Store:
+    """The store, made if it is not there: rows of normal noise, by a block that is written over."""
+    rng = np.random.default_rng(0)
+    block = rng.standard_normal((65536, width), np.float32).astype(ml_dtypes.bfloat16)
+    with StoreWriter(path, {"x": Column((width,))}, {"rows": rows}) as writer:
+        while not writer.complete and writer.rows < rows:
+            writer.append({"x": block[: min(65536, rows - writer.rows)]})
+            writer.commit({})
+        writer.finish()
+    os.sync()
+    return Store.open(path)
+
+
+def one_round(store: Store, batch: int) -> dict[str, float]:
+    """Bytes per second of every way to read, once."""
+    found = {}
+    for state in ("cold", "warm"):
+        for name, call in ways(store, batch, state).items():
+            if state == "cold":
+                drop_pages(store)
+            started = time.perf_counter()
+            size = call()
+            found[f"{state} {name}"] = size / (time.perf_counter() - started)
+    return found
+
+
+def ways(store: Store, batch: int, state: str) -> dict[str, Callable[[], int]]:
+    """Each reads the whole store once and returns its bytes."""
+    found = {
+        "sequential read": lambda: read_files(store),
+        "preadv, random chunks": lambda: read_chunks(store),
+        "stream": lambda: stream(store, batch),
+        "stream to jax, 1 thread": lambda: stream_to_jax(store, batch),
+    }
+    if state == "warm":
+        found["stream, checksums"] = lambda: stream(store, batch, checksums=True)
+    return found
+
+
+def files(store: Store) -> Iterator[pathlib.Path]:
+    for segment in store.manifest.segments:
+        for name, column in store.columns.items():
+            yield store.path / segment.path / name / column.shard
+
+
+def drop_pages(store: Store) -> None:
+    for file in files(store):
+        with open(file, "rb") as handle:
+            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_files(store: Store) -> int:
+    """All files from their beginnings to their ends, 8 MB at a time into the same memory."""
+    buffer, size = bytearray(2**23), 0
+    for file in files(store):
+        with open(file, "rb", buffering=0) as handle:
+            while got := handle.readinto(buffer):
+                size += got
+    return size
+
+
+def read_chunks(store: Store) -> int:
+    """All chunks in random order by preadv into the same memory; no CRC, no index, no shuffle."""
+    size = store.chunk_rows * store.columns["x"].row_bytes
+    handles = [os.open(f, os.O_RDONLY) for f in files(store)]
+    places = [
+        (fd, at)
+        for fd in handles
+        for at in range(0, os.fstat(fd).st_size - size, size + 4)
+    ]  # fmt: skip
+    buffers = [memoryview(bytearray(size)) for _ in range(8)]
+    order = np.random.default_rng(0).permutation(len(places))
+    for i, place in enumerate(order):
+        os.preadv(places[place][0], [buffers[i % 8]], places[place][1])
+    for fd in handles:
+        os.close(fd)
+    return len(places) * size
+
+
+def opened(store: Store, batch: int, **options: Any) -> Any:
+    return Stream(batch=batch, **options).open(store, ["x"], seed=0)
+
+
+def stream(store: Store, batch: int, **options: Any) -> int:
+    """One epoch of shuffled batches in numpy."""
+    batches = opened(store, batch, **options)
+    size = 0
+    for step in range(batches.rows // batch):
+        size += batches.gather(step * batch, (step + 1) * batch)["x"].nbytes
+    batches.close()
+    return size
+
+
+def stream_to_jax(store: Store, batch: int) -> int:
+    """One epoch of shuffled batches as JAX arrays, made ahead by a thread."""
+    batches = opened(store, batch)
+    iterator, size = batches.iterate(), 0
+    for _ in range(batches.rows // batch):
+        size += jax.block_until_ready(next(iterator)["x"]).nbytes
+    iterator.close()
+    batches.close()
+    return size
+
+
+def total_bytes(store: Store) -> int:
+    return sum(file.stat().st_size for file in files(store))
+
+
+def table(record: dict[str, Any]) -> str:
+    """Markdown: a row per way to read, its speed and its ratio to the plain reads it is held to."""
+    rounds = record["bytes_per_second"]
+    lines = [
+        f"{record['machine']}; JAX {jax.__version__}; {record['date']}; `{record['command']}`. "
+        f"{record['rows']:,} rows of {record['width']} bf16, {record['bytes'] / 1e9:.2f} GB, batch "
+        f"{record['batch']}, {len(rounds)} rounds. Peak memory of the whole process "
+        f"{record['peak_rss_bytes'] / 1e9:.2f} GB, one window {record['window_bytes'] / 1e9:.2f} GB.",
+        "",
+        "| | GB/s (median) | against | ratio (median) | ratio (worst, best) | goal |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in rounds[0]:
+        base = BASE[name.split()[0]]
+        speed = statistics.median(r[name] for r in rounds) / 1e9
+        ratios = sorted(r[name] / r[base] for r in rounds)
+        goal = GOALS.get(name, "")
+        lines.append(
+            f"| {name} | {speed:.2f} | {base} | {statistics.median(ratios):.2f} "
+            f"| {ratios[0]:.2f}, {ratios[-1]:.2f} | {goal and f'≥ {goal}'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

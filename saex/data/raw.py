@@ -1,0 +1,142 @@
+"""The bytes of an uncompressed shard, read straight into memory that is there already.
+
+A shard is chunks at the offsets of its index, so no library is needed to read one, and none reads
+it faster: tensorstore checks a CRC of every chunk (which costs about as much as the reading) and
+`os.pread` makes a new object each time (whose memory is touched for the first time).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Several requests are under way at once, which is what disks and file servers want.
+_THREADS = 4
+# Of a job for one thread. Linux takes at most 1024 buffers in a call, and each chunk takes two.
+_JOB_BYTES, _JOB_CHUNKS = 2**23, 500
+_CRC = 4
+
+
+class Changed(ValueError):
+    """A file is not the one that was opened."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One data file, as it was when the store was opened.
+
+    Attributes:
+      file: its path.
+      offsets: [chunks] int64, where each chunk begins.
+      chunk_rows: rows of a chunk.
+      row_bytes: bytes of a row.
+      stamp: size, time of the last change and inode; a file with another stamp is refused.
+    """
+
+    file: Path
+    offsets: np.ndarray
+    chunk_rows: int
+    row_bytes: int
+    stamp: tuple[int, int, int]
+
+    def read(self, start: int, stop: int, out: np.ndarray) -> None:
+        """Reads rows [start, stop) into `out` [stop - start, *shape], contiguous.
+
+        Raises:
+          OSError: the file is gone or cannot be read.
+          ValueError: it was changed since the store was opened, or cut short.
+        """
+        target = memoryview(out.reshape(-1).view(np.uint8))
+        fd = os.open(self.file, os.O_RDONLY)
+        try:
+            if stamp(os.fstat(fd)) != self.stamp:
+                raise Changed("was changed after the store was opened")
+            for offset, views in self._runs(start, stop, target):
+                _fill(fd, views, offset)
+        finally:
+            os.close(fd)
+
+    def _runs(self, start: int, stop: int, target: memoryview):
+        """(offset, buffers) of each stretch of the file without a gap: rows, CRC, rows, CRC..."""
+        at, end, offset, views = 0, -1, 0, []
+        while start < stop:
+            chunk, skip = divmod(start, self.chunk_rows)
+            rows = min(stop - start, self.chunk_rows - skip)
+            size, begin = rows * self.row_bytes, int(self.offsets[chunk]) + skip * self.row_bytes
+            if begin == end + _CRC and views:
+                views.append(memoryview(bytearray(_CRC)))
+            else:
+                if views:
+                    yield offset, views
+                offset, views = begin, []
+            views.append(target[at : at + size])
+            start, at, end = start + rows, at + size, begin + size
+        if views:
+            yield offset, views
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows [start, stop) of a segment's shard, and where they go."""
+
+    shard: Shard
+    start: int
+    stop: int
+    out: np.ndarray
+
+
+def stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """What tells a changed file from the one before, without reading it."""
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def cut(job: Job) -> list[Job]:
+    """The job in pieces that are worth a thread each."""
+    chunk_bytes = max(1, job.shard.chunk_rows * job.shard.row_bytes)
+    step = max(1, min(_JOB_BYTES // chunk_bytes, _JOB_CHUNKS)) * job.shard.chunk_rows
+    places = [job.start, *range(job.start - job.start % step + step, job.stop, step), job.stop]
+    return [
+        Job(job.shard, a, b, job.out[a - job.start : b - job.start])
+        for a, b in zip(places, places[1:])
+        if a < b
+    ]
+
+
+def run(jobs: Sequence[Job]) -> list[Exception | None]:
+    """Reads all jobs, side by side; for each None or the OSError or ValueError that it met."""
+    if len(jobs) < 2:
+        return [_attempt(job) for job in jobs]
+    return list(_pool().map(_attempt, jobs))
+
+
+def _attempt(job: Job) -> Exception | None:
+    try:
+        job.shard.read(job.start, job.stop, job.out)
+    except (OSError, ValueError) as err:
+        return err
+    return None
+
+
+def _fill(fd: int, views: list[Any], offset: int) -> None:
+    """Fills the buffers from the file; a read may stop early and is then gone on with."""
+    while views:
+        got = os.preadv(fd, views, offset)
+        if got == 0:
+            raise Changed("ends early (cut short)")
+        offset += got
+        while views and got >= len(views[0]):
+            got -= len(views.pop(0))
+        if got:
+            views[0] = views[0][got:]
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_THREADS, thread_name_prefix="saex-read")
