@@ -8,6 +8,7 @@ it faster: tensorstore checks a CRC of every chunk (which costs about as much as
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,7 +105,7 @@ def cut(job: Job) -> list[Job]:
     places = [job.start, *range(job.start - job.start % step + step, job.stop, step), job.stop]
     return [
         Job(job.shard, a, b, job.out[a - job.start : b - job.start])
-        for a, b in zip(places, places[1:])
+        for a, b in itertools.pairwise(places)
         if a < b
     ]
 

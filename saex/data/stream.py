@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from saex.data.exclude import DEFAULT_POSITIONS, resolve
+from saex.data.lease import Lease
 from saex.data.manifest import Column, StoreError
 from saex.data.order import Order
 from saex.data.split import Part
@@ -115,6 +116,7 @@ class Batches:
         _check_rows(store, self.rows, config.batch)
         stored = sorted(set(names.values()))
         self._windows = Windows(store, stored, self._order, kept, config.checksums)
+        self._lease = Lease()
         self._sharding = None if mesh is None else NamedSharding(mesh, jax.P(DATA))
         self.steps_per_epoch = self.rows / self.batch
         self.info = {
@@ -165,7 +167,8 @@ class Batches:
           StoreError: the store is damaged; names the file.
         """
         stored = {c: self._columns[n] for n, c in self._names.items()}
-        out = {c: np.empty((stop - start, *k.shape), k.numpy_dtype) for c, k in stored.items()}
+        rows = stop - start
+        out = {c: self._lease.empty((rows, *k.shape), k.numpy_dtype) for c, k in stored.items()}
         at = 0
         for piece in self._order.pieces(start, stop):
             with self._windows.borrow(piece.epoch, piece.window) as window:
