@@ -76,9 +76,12 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
         ("info", _info, "say what a run's newest checkpoint is"),
     ):
         sub = add(name, run, text, config=False)
-        sub.add_argument("workdir", metavar="RUN")
+        sub.add_argument("workdir", metavar="RUN", nargs="?" if name == "info" else None)
         if name == "info":
             sub.add_argument("--json", action="store_true")
+            sub.add_argument("--config", metavar="FILE.py[:ARG]", help="what a step would cost")
+            sub.add_argument("--hardware", metavar="NAME", help="on: h200, v5e, v5p, v6e, cpu")
+            sub.add_argument("--dead", type=int, default=0, help="dead latents that AuxK computes")
 
     plain, overrides = [], []
     rest = iter(argv)
@@ -89,8 +92,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
         else:
             plain.append(arg)
     args = parser.parse_args(plain)
-    if overrides and not hasattr(args, "config"):
+    if overrides and getattr(args, "config", None) is None:
         parser.error(f"--config.{overrides[0][0]}: this command reads the run's own configuration")
+    if args.run is _info and (args.workdir is None) == (args.config is None or not args.hardware):
+        parser.error("info: give a RUN, or --config=FILE --hardware=NAME for what a step costs")
     return args, overrides
 
 
@@ -134,6 +139,8 @@ def _report(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
 
 def _info(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    if args.config is not None:
+        return _cost(args, overrides)
     from saex.checkpoint import info
 
     found = info(args.workdir)
@@ -142,6 +149,21 @@ def _info(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     else:
         for key, value in found.items():
             print(f"{key:16} {value}")
+
+
+def _cost(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from saex import config as configs
+    from saex import cost
+
+    config = configs.load(args.config, overrides)
+    machine = cost.hardware(args.hardware)
+    floor = cost.step(config.sae, config.stream.batch, config.mesh, machine, args.dead)
+    if args.json:
+        print(json.dumps(floor.to_dict(), indent=1))
+        return
+    mesh = f"mesh {config.mesh.data} x {config.mesh.model} ({config.mesh.strategy})"
+    print(f"{config.sae}\n{config.stream.batch:,} rows a step, {mesh}, {machine.name}\n")
+    print(f"{floor}\n\n{cost.ASSUMES}\n\n{machine.describe()}")
 
 
 def _use_devices(count: int) -> None:

@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 LAYER = {
     **dict.fromkeys(("typing", "registry", "distributed", "sharding", "metrics"), 0),
-    "kernels": 1,
+    **dict.fromkeys(("kernels", "cost"), 1),
     **dict.fromkeys(("sae", "data", "models", "checkpoint", "interop"), 2),
     **dict.fromkeys(("train", "evals", "analysis", "intervene", "report"), 3),
     **dict.fromkeys(("config", "loop", "evaluate", "harvest", "pretrain", "cli", "__init__"), 4),
