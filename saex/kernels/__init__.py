@@ -8,6 +8,8 @@ backend or an error. Collectives are not here: see ``saex/sae/ops.py``.
 import importlib
 from collections.abc import Callable, Mapping
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -45,9 +47,12 @@ def late(module: str, name: str) -> Callable:
     return call
 
 
-def zeros_as(shape: tuple[int, ...], like: jax.Array) -> jax.Array:
-    """Zeros of ``like``'s dtype that vary over the same mesh axes, as a loop's carry has to."""
-    zeros = jnp.zeros(shape, like.dtype)
+def zeros_as(shape: tuple[int, ...], like: jax.Array, dtype: Any = None) -> jax.Array:
+    """Zeros, of ``like``'s dtype unless told, that vary over the same mesh axes as it does.
+
+    A loop's carry has to.
+    """
+    zeros = jnp.zeros(shape, like.dtype if dtype is None else dtype)
     axes = tuple(varying_axes(like))
     return jax.lax.pcast(zeros, axes, to="varying") if axes else zeros
 

