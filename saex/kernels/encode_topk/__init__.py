@@ -6,11 +6,15 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from saex.kernels import pick
-from saex.kernels.encode_topk import cpu, reference
+from saex.kernels.encode_topk import cpu, reference, xla_gpu
 from saex.kernels.encode_topk.reference import pre_activations as pre_activations
 from saex.kernels.sparse_decode import sparse_decode, sparse_scatter, sparse_sum
 
-IMPLS = {"reference": reference.encode_topk, "cpu": cpu.encode_topk}
+IMPLS = {
+    "reference": reference.encode_topk,
+    "cpu": cpu.encode_topk,
+    "gpu": xla_gpu.encode_topk,
+}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

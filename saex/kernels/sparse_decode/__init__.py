@@ -14,11 +14,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saex.kernels import pick
-from saex.kernels.sparse_decode import cpu, reference
+from saex.kernels.sparse_decode import cpu, reference, xla_gpu
 
-DECODE = {"reference": reference.decode, "cpu": cpu.decode}
-DOTS = {"reference": reference.dots, "cpu": cpu.dots}
-SCATTER = {"reference": reference.scatter, "cpu": cpu.scatter}
+DECODE = {
+    "reference": reference.decode,
+    "cpu": cpu.decode,
+    "gpu": xla_gpu.decode,
+}
+DOTS = {
+    "reference": reference.dots,
+    "cpu": cpu.dots,
+    "gpu": xla_gpu.dots,
+}
+SCATTER = {
+    "reference": reference.scatter,
+    "cpu": cpu.scatter,
+    "gpu": xla_gpu.scatter,
+}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -7,9 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saex.kernels import pick
-from saex.kernels.topk import cpu, reference
+from saex.kernels.topk import cpu, reference, xla_gpu
 
-IMPLS = {"reference": reference.top_k, "cpu": cpu.top_k}
+IMPLS = {
+    "reference": reference.top_k,
+    "cpu": cpu.top_k,
+    "gpu": xla_gpu.top_k,
+}
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
