@@ -17,7 +17,7 @@ def top_k(scores: Float[Array, "b n"], k: int) -> tuple[Float[Array, "b k"], Int
     """Exact top-k by group maxima; falls back to one level where groups would not pay."""
     b, n = scores.shape
     groups = n // GROUP
-    if n % GROUP or groups < 2 * k:
+    if n % GROUP or groups < 16 * k:
         return _top_k(scores, k)
     grouped = scores.reshape(b, groups, GROUP)
     _, chosen = _top_k(grouped.max(axis=-1), k)
