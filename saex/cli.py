@@ -1,4 +1,4 @@
-"""The ``saex`` command: train, eval, report, info, harvest, pretrain.
+"""The ``saex`` command: train, eval, report, info, store, pretrain.
 
 saex train --config=experiments/quickstart.py --workdir=runs/quickstart --config.sae.k=16
 """
@@ -83,6 +83,13 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
             sub.add_argument("--hardware", metavar="NAME", help="on: h200, v5e, v5p, v6e, cpu")
             sub.add_argument("--dead", type=int, default=0, help="dead latents that AuxK computes")
 
+    sub = add("store", _store, "look at a store of activations, check it, merge parts", False)
+    sub.add_argument("action", choices=("info", "verify", "merge", "head"))
+    sub.add_argument("store", metavar="DIR")
+    sub.add_argument("--rows", type=int, default=5, help="rows that head shows")
+    sub.add_argument("--start", type=int, default=0, help="the first of them")
+    sub.add_argument("--json", action="store_true")
+
     plain, overrides = [], []
     rest = iter(argv)
     for arg in rest:
@@ -164,6 +171,25 @@ def _cost(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     mesh = f"mesh {config.mesh.data} x {config.mesh.model} ({config.mesh.strategy})"
     print(f"{config.sae}\n{config.stream.batch:,} rows a step, {mesh}, {machine.name}\n")
     print(f"{floor}\n\n{cost.ASSUMES}\n\n{machine.describe()}")
+
+
+def _store(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from saex.data import Store, merge_parts
+    from saex.data import store_tools as tools
+    from saex.models import transformer
+
+    store = merge_parts(args.store) if args.action == "merge" else Store.open(args.store)
+    if args.action == "head":
+        ours = store.meta.get("model", {}).get("name") == transformer.Transformer.__name__
+        decode = transformer.decode if ours else None
+        rows = tools.head(store, args.rows, args.start, decode)
+        print(json.dumps(rows, indent=1) if args.json else tools.head_table(rows))
+        return
+    if args.action == "verify":
+        store.verify()
+        print(f"{args.store}: every byte of {store.rows:,} rows is as it was written")
+        return
+    print(json.dumps(tools.info(store), indent=1) if args.json else tools.info_table(store))
 
 
 def _use_devices(count: int) -> None:

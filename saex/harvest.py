@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from saex import distributed
-from saex.data.manifest import Column, StoreError
+from saex.data.exclude import NORM
+from saex.data.manifest import MANIFEST, Column, StoreError
 from saex.data.order import permutation
 from saex.data.store import Store
+from saex.data.store_merge import merge_parts
 from saex.data.store_writer import StoreWriter
 from saex.data.text import check_split, chunk
 from saex.models import transformer
@@ -38,6 +43,12 @@ class Harvest:
       dtype: of the activations on disk.
       segment_rows: rows after which a segment is written; a kill loses less than that.
       chunk_rows: rows per chunk of the store.
+      norms: whether each site gets a column of its norms, `SITE.norm`, by which a stream can leave
+        outliers out.
+      parts: parts that the processes of a job write side by side, a whole number of them for each.
+        The store is the same for any number of processes, but not for another number of parts.
+      non_finite: what becomes of rows with NaN or infinity: "refuse" stops the harvest, "drop"
+        leaves them out and counts them in the manifest.
     """
 
     sites: tuple[str, ...] = ()
@@ -48,9 +59,12 @@ class Harvest:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     segment_rows: int = 65536
     chunk_rows: int = 2048
+    norms: bool = True
+    parts: int = 1
+    non_finite: Literal["refuse", "drop"] = "refuse"
 
     def __post_init__(self) -> None:
-        for name in ("rows", "heldout_rows", "batch", "segment_rows", "chunk_rows"):
+        for name in ("rows", "heldout_rows", "batch", "segment_rows", "chunk_rows", "parts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"harvest.{name}={getattr(self, name)}: at least 1 is needed")
         if self.context < 0 or self.context == 1:
@@ -95,11 +109,12 @@ def harvest(
 ) -> Store:
     """Runs the model over a split of the text and writes what its sites hold.
 
-    Columns: one per site [width], `tokens`, `document` and `position` (in the context, BOS is 0),
-    all int32. Rows of a context follow each other; positions of padding are left out. A store that
+    Columns: one per site [width], its norm `SITE.norm` (float32), and `tokens`, `document` and
+    `position` (in the context, BOS is 0), all int32. Rows of a context follow each other; positions
+    of padding are left out. A store that
     is complete is opened as it is; one that was stopped goes on at its last segment; one that lost
     segments (somebody deleted damaged ones) gets them anew. Of several processes the first writes
-    and the others wait for it.
+    and the others wait for it, or (`cfg.parts` above 1) each writes its share of the parts.
 
     Args:
       model: has `sites` (name -> width, in the order of computation), `context` and `run`.
@@ -115,7 +130,8 @@ def harvest(
       progress: called after each batch.
 
     Raises:
-      ValueError: a site that the model does not have, a context that is too long, no text.
+      ValueError: a site that the model does not have, a context that is too long, no text, parts
+        that the processes cannot share.
       StoreError: as StoreWriter; NaN or infinite activations, a full disk. What was committed
         before is whole.
     """
@@ -125,18 +141,41 @@ def harvest(
         context=cfg.context or model.context,
     )
     _check(model, cfg)
-    if distributed.is_main():
-        meta = describe(model, params, source, split, cfg, seed)
-        columns = _columns(model, cfg)
-        with StoreWriter(
-            path, columns, meta, chunk_rows=cfg.chunk_rows, max_buffer_bytes=_memory(columns, cfg)
-        ) as writer:
+    _check_processes(cfg)
+    run = functools.partial(_Run, model, params, cfg, progress=progress)
+
+    def open_writer(part: tuple[int, int] | None) -> StoreWriter:
+        return StoreWriter(
+            path, columns, meta, chunk_rows=cfg.chunk_rows, max_buffer_bytes=_memory(columns, cfg),
+            part=part, non_finite=cfg.non_finite,
+        )  # fmt: skip
+
+    def contexts() -> Contexts:
+        pieces = list(chunk(source.documents(split), encode, cfg.context, bos))
+        return _choose(pieces, cfg.budget(split), seed)
+
+    meta, columns = describe(model, params, source, split, cfg, seed), _columns(model, cfg)
+    if cfg.parts > 1 and not (Path(path) / MANIFEST).exists():
+        _write_parts(cfg.parts, open_writer, contexts, run)
+        distributed.barrier(f"parts {path}")
+        if distributed.is_main():
+            merge_parts(path)
+    elif distributed.is_main():
+        with open_writer(None) as writer:
             if not writer.complete or writer.missing:
-                pieces = list(chunk(source.documents(split), encode, cfg.context, bos))
-                contexts = _choose(pieces, cfg.budget(split), seed)
-                _Run(model, params, cfg, contexts, writer, progress).work()
+                run(contexts(), writer).work()
     distributed.barrier(f"harvest {path}")
     return Store.open(path)
+
+
+def _write_parts(parts: int, open_writer: Callable, contexts: Callable, run: Callable) -> None:
+    """Writes this process's share of the parts, each of them a stretch of the contexts."""
+    chosen = contexts()
+    for part in range(jax.process_index(), parts, jax.process_count()):
+        span = len(chosen) * part // parts, len(chosen) * (part + 1) // parts
+        with open_writer((part, parts)) as writer:
+            if not writer.complete or writer.missing:
+                run(chosen, writer, span=span).work()
 
 
 def describe(
@@ -171,10 +210,12 @@ def digest_of_params(params: Any) -> str:
 class _Run:
     """One process's work on a store: contexts in, committed segments out."""
 
-    def __init__(self, model, params, cfg, contexts, writer, progress):
+    def __init__(self, model, params, cfg, contexts, writer, progress, span=None):
         self.cfg, self.contexts, self.writer, self.progress = cfg, contexts, writer, progress
         self.params, self.forward = params, _forward(model, cfg)
-        self.total, self.done, self.started = int(contexts.lengths.sum()), 0, time.monotonic()
+        self.first, self.end = span or (0, len(contexts))
+        self.total = int(contexts.lengths[self.first : self.end].sum())
+        self.done, self.started = 0, time.monotonic()
 
     def work(self) -> None:
         """Does what is to be done: lost segments first, then the rest."""
@@ -186,15 +227,16 @@ class _Run:
     def _replace(self, place: int) -> None:
         """Writes a lost segment anew, from the same contexts in the same batches."""
         before, after = self.writer.span(place)
-        for _, rows in self._batches(before.get("context", 0), after["context"]):
+        for _, rows in self._batches(before.get("context", self.first), after["context"]):
             self._append(rows)
         self.writer.commit(after, replace=place)
 
     def _finish(self) -> None:
         """Writes what is left, segment by segment, and marks the store complete."""
-        for end, rows in self._batches(self.writer.cursor.get("context", 0), len(self.contexts)):
+        start = self.writer.cursor.get("context", self.first)
+        for end, rows in self._batches(start, self.end):
             self._append(rows)
-            if self.writer.buffered >= self.cfg.segment_rows or end == len(self.contexts):
+            if self.writer.buffered >= self.cfg.segment_rows or end == self.end:
                 self.writer.commit({"context": end})
         self.writer.finish()
 
@@ -253,8 +295,18 @@ def _check(model: Any, cfg: Harvest) -> None:
         )
 
 
+def _check_processes(cfg: Harvest) -> None:
+    if cfg.parts > 1 and cfg.parts % jax.process_count():
+        raise ValueError(
+            f"harvest.parts={cfg.parts} cannot be shared by {jax.process_count()} processes: "
+            "use a multiple of their number, or 1 to have the first write alone"
+        )
+
+
 def _columns(model: Any, cfg: Harvest) -> dict[str, Column]:
     sites = {site: Column((model.sites[site],), cfg.dtype) for site in cfg.sites}
+    if cfg.norms:
+        sites |= {site + NORM: Column((), "float32") for site in cfg.sites}
     return {**sites, **{n: Column((), "int32") for n in ("tokens", "document", "position")}}
 
 
@@ -277,9 +329,16 @@ def _forward(model: Any, cfg: Harvest) -> Callable:
     @jax.jit
     def forward(params, tokens):
         _, acts = model.run(params, tokens, taps=cfg.sites, stop_at=last)
-        return {site: acts[site].astype(cfg.dtype) for site in cfg.sites}
+        stored = {site: acts[site].astype(cfg.dtype) for site in cfg.sites}
+        norms = {site + NORM: _norm(x) for site, x in stored.items()} if cfg.norms else {}
+        return {**stored, **norms}
 
     return forward
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    """Norms over the last axis, float32, of what is stored."""
+    return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
 
 
 def _choose(pieces: list, budget: int, seed: int) -> Contexts:

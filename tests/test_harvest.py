@@ -91,7 +91,7 @@ def content(store):
 def test_rows_are_the_sites_of_their_tokens(tmp_path):
     store = run(tmp_path)
     assert store.complete and list(store.columns) == [
-        "early", "late", "tokens", "document", "position",
+        "early", "late", "early.norm", "late.norm", "tokens", "document", "position",
     ]  # fmt: skip
     tokens, position = store.read("tokens"), store.read("position")
     assert (tokens[position == 0] == 256).all() and (tokens[position > 0] < 256).all()
@@ -105,6 +105,47 @@ def test_rows_are_the_sites_of_their_tokens(tmp_path):
         mixed = np.cumsum(np.asarray(PARAMS["embed"])[context], axis=0)
         late = store.read("late", begin, end).astype(np.float32)
         np.testing.assert_allclose(late, np.sin(mixed[:, :4] * 5), atol=1e-2)
+
+
+def test_norms_are_of_what_is_stored(tmp_path):
+    store = run(tmp_path)
+    for site in ("early", "late"):
+        norms = np.linalg.norm(store.read(site).astype(np.float32), axis=1)
+        np.testing.assert_allclose(store.read(f"{site}.norm"), norms, rtol=1e-6)
+    plain = run(tmp_path / "plain", cfg=dataclasses.replace(CFG, norms=False))
+    assert "early.norm" not in plain.columns
+
+
+@pytest.mark.parametrize("stop", [0, 5, 9])
+def test_parts_make_the_same_rows_as_one_writer(tmp_path, stop):
+    whole, cfg = run(tmp_path / "whole"), dataclasses.replace(CFG, parts=3)
+
+    def kill(*_, calls=[]):  # noqa: B006
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+
+    if stop:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts", cfg=cfg, progress=kill)
+        with pytest.raises(StoreError, match=r"has no manifest.json"):
+            Store.open(tmp_path / "parts")
+    store = run(tmp_path / "parts", cfg=cfg)
+    store.verify()
+    for name in ("tokens", "document", "position"):
+        assert (store.read(name) == whole.read(name)).all()
+    np.testing.assert_allclose(store.read("late.norm"), whole.read("late.norm"), rtol=1e-2)
+    shutil.rmtree(tmp_path / "parts" / store.manifest.segments[-2].path)
+    assert run(tmp_path / "parts", cfg=cfg).digest == store.digest
+
+
+def test_rows_with_nan_are_dropped_and_counted_by_config(tmp_path):
+    cfg = dataclasses.replace(CFG, non_finite="drop")
+    whole = run(tmp_path / "whole")
+    store = run(tmp_path / "holes", cfg=cfg, model=Toy(nan_token=ord("m")))
+    kept = whole.read("tokens") != ord("m")
+    assert store.read("tokens").tolist() == whole.read("tokens")[kept].tolist()
+    assert store.manifest.dropped == (~kept).sum() > 0
 
 
 def test_budget_takes_whole_contexts_from_all_over_the_text(tmp_path):

@@ -17,10 +17,15 @@ class RowBuffer:
     """Row-aligned columns in memory that is kept from one segment to the next.
 
     Fresh memory costs more than the copy into it (first touch), so `clear` keeps the arrays.
+
+    Attributes:
+      rows: rows that are held.
+      dropped: rows that were passed over because they hold NaN or infinity.
     """
 
-    def __init__(self, columns: dict[str, Column], max_bytes: int):
-        self.rows = 0
+    def __init__(self, columns: dict[str, Column], max_bytes: int, drop: bool = False):
+        self.rows = self.dropped = 0
+        self._drop = drop
         self._columns = columns
         self._max_rows = max_bytes // max(1, sum(c.row_bytes for c in columns.values()))
         self._arrays = {n: np.empty((0, *c.shape), c.numpy_dtype) for n, c in columns.items()}
@@ -31,7 +36,7 @@ class RowBuffer:
 
     def clear(self) -> None:
         """Forgets the rows and keeps the memory."""
-        self.rows = 0
+        self.rows = self.dropped = 0
 
     def append(self, rows: Mapping[str, Any], first_row: int) -> None:
         """Copies rows in. `first_row` is the first one's number in the store, for messages.
@@ -39,7 +44,7 @@ class RowBuffer:
         Raises:
           StoreError: as `StoreWriter.append`; then nothing was taken.
         """
-        checked = check_rows(rows, self._columns, first_row)
+        checked, dropped = check_rows(rows, self._columns, first_row, self._drop)
         more = len(next(iter(checked.values())))
         if self.rows + more > self._max_rows:
             raise StoreError(
@@ -50,6 +55,7 @@ class RowBuffer:
         for name, values in checked.items():
             self._arrays[name][self.rows : self.rows + more] = values
         self.rows += more
+        self.dropped += dropped
 
     def _reserve(self, rows: int) -> None:
         for name, array in self._arrays.items():
@@ -61,12 +67,12 @@ class RowBuffer:
 
 
 def check_rows(
-    rows: Mapping[str, Any], columns: Mapping[str, Column], first_row: int
-) -> dict[str, np.ndarray]:
-    """Rows in the dtypes of the columns, [rows, *shape] each.
+    rows: Mapping[str, Any], columns: Mapping[str, Column], first_row: int, drop: bool = False
+) -> tuple[dict[str, np.ndarray], int]:
+    """Rows in the dtypes of the columns, [rows, *shape] each, and how many were dropped.
 
     Raises:
-      StoreError: names, shapes, kinds or lengths that do not fit, NaN or infinity.
+      StoreError: names, shapes, kinds or lengths that do not fit; NaN or infinity unless `drop`.
     """
     if set(rows) != set(columns):
         raise StoreError(
@@ -77,9 +83,16 @@ def check_rows(
     lengths = {n: len(v) for n, v in checked.items()}
     if len(set(lengths.values())) > 1:
         raise StoreError(f"columns of unequal length: {lengths}; give each row in all of them")
+    hurt = np.zeros(next(iter(lengths.values())), bool)
     for name, values in checked.items():
-        _refuse_non_finite(name, values, columns[name], first_row)
-    return checked
+        if columns[name].is_float and not all_finite(values):
+            bad = _non_finite(values)
+            if not drop:
+                _refuse(name, bad, first_row)
+            hurt |= bad.any(axis=1)
+    if hurt.any():
+        checked = {name: values[~hurt] for name, values in checked.items()}
+    return checked, int(hurt.sum())
 
 
 def all_finite(values: np.ndarray) -> bool:
@@ -115,13 +128,16 @@ def _refuse_overflow(name: str, values: np.ndarray, column: Column) -> None:
         )
 
 
-def _refuse_non_finite(name: str, values: np.ndarray, column: Column, first_row: int) -> None:
-    if not column.is_float or all_finite(values):
-        return
-    bad = ~np.isfinite(values.astype(np.float32)).reshape(len(values), -1)
+def _non_finite(values: np.ndarray) -> np.ndarray:
+    """[rows, elements] bool."""
+    return ~np.isfinite(values.astype(np.float32)).reshape(len(values), -1)
+
+
+def _refuse(name: str, bad: np.ndarray, first_row: int) -> None:
     hurt = np.flatnonzero(bad.any(axis=1))
     raise StoreError(
         f"column {name!r} has {int(bad.sum())} values that are NaN or infinite, in {len(hurt)} "
-        f"of {len(values)} rows; the first is row {first_row + int(hurt[0])} of the store, "
-        f"element {int(bad[hurt[0]].argmax())}. Nothing of it was taken: mend what makes these rows"
+        f"of {len(bad)} rows; the first is row {first_row + int(hurt[0])} of the store, element "
+        f"{int(bad[hurt[0]].argmax())}. Nothing of it was taken: mend what makes these rows, or "
+        "leave such rows out (StoreWriter(non_finite='drop'), harvest.non_finite='drop')"
     )

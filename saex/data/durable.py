@@ -6,7 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-TEMPORARY = "manifest.json.tmp"
+TEMPORARY = ".tmp"
 
 
 def replace_synced(path: Path, text: str) -> None:
@@ -15,7 +15,7 @@ def replace_synced(path: Path, text: str) -> None:
     Raises:
       OSError: it could not be written; `path` is as before.
     """
-    temporary = path.with_name(TEMPORARY)
+    temporary = path.with_name(path.name + TEMPORARY)
     try:
         write_synced(temporary, text)
         os.replace(temporary, path)

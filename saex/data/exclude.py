@@ -13,6 +13,7 @@ from saex.data.split import Part
 from saex.data.store import Store
 
 POSITION, TOKENS = "position", "tokens"
+NORM = ".norm"  # SITE.norm is the column of the norms of column SITE
 # What a stream excludes unless told otherwise: in many models position 0 is an attention sink.
 DEFAULT_POSITIONS = (0,)
 
@@ -40,7 +41,13 @@ class Kept:
         return np.flatnonzero(np.concatenate([self.mask[a:b] for a, b in ranges]))
 
 
-def resolve(store: Store | Part, positions: Sequence[int], tokens: Sequence[int]) -> Kept:
+def resolve(
+    store: Store | Part,
+    positions: Sequence[int],
+    tokens: Sequence[int],
+    max_norm: float = 0.0,
+    sites: Sequence[str] = (),
+) -> Kept:
     """Applies the rules to every row of the store.
 
     Args:
@@ -48,15 +55,20 @@ def resolve(store: Store | Part, positions: Sequence[int], tokens: Sequence[int]
       positions: positions in the context that are left out. The default (0,) passes over a store
         without positions (rows that are not text); anything else needs the column.
       tokens: token ids that are left out.
+      max_norm: rows are left out whose norm at one of `sites` is more than this many times the
+        median over all rows of the store; 0: none.
+      sites: columns; each needs its norms, as a harvest writes them (`SITE.norm`).
 
     Raises:
-      StoreError: a rule whose column the store does not have, or no row left.
+      StoreError: a rule whose column the store does not have.
     """
     chunks, rules = store.chunks(), {}
     if POSITION in store.columns or tuple(positions) != DEFAULT_POSITIONS:
         rules[POSITION] = tuple(positions)
     rules[TOKENS] = tuple(tokens)
     mask, info = _apply(store, {k: v for k, v in rules.items() if v})
+    for site in sites if max_norm else ():
+        mask = _within(store, site, max_norm, mask, info)
     counts = chunks[:, 1] - chunks[:, 0]
     if mask is not None and len(chunks):
         counts = np.add.reduceat(mask, chunks[:, 0], dtype=np.int64)
@@ -74,9 +86,33 @@ def _apply(
                 f"rows are to be excluded by {name} {list(values)}, but {store.path} has no column "
                 f"{name!r}: set stream.exclude_{name.rstrip('s')}s=() for this store"
             )
-        hit = np.isin(store.read(name), values)
-        before = store.rows if mask is None else int(mask.sum())
-        mask = ~hit if mask is None else mask & ~hit
-        info[f"rows_excluded_by_{name}"] = before - int(mask.sum())
+        column = store.read(name)
+        keep = column != values[0] if len(values) == 1 else ~np.isin(column, values)
+        mask, info[f"rows_excluded_by_{name}"] = _narrow(mask, keep)
         info[f"excluded_{name}"] = list(values)
     return mask, info
+
+
+def _within(
+    store: Store | Part, site: str, max_norm: float, mask: np.ndarray | None, info: dict
+) -> np.ndarray:
+    """The rows of the mask whose norm at a site is no outlier; says in `info` what goes."""
+    name = site + NORM
+    if name not in store.columns:
+        raise StoreError(
+            f"rows are to be excluded by the norm of {site!r}, but {store.path} has no column "
+            f"{name!r}: harvest with harvest.norms=True, or set stream.max_norm=0"
+        )
+    norms = store.read(name)
+    limit = np.float32(max_norm * np.median(norms)) if len(norms) else np.float32(0)
+    mask, info[f"rows_excluded_by_{name}"] = _narrow(mask, norms <= limit)
+    info[f"max_{name}"] = float(limit)
+    return mask
+
+
+def _narrow(mask: np.ndarray | None, keep: np.ndarray) -> tuple[np.ndarray, int]:
+    """The rows of both, and how many of the first are not in the second."""
+    if mask is None:
+        return keep, len(keep) - int(keep.sum())
+    both = mask & keep
+    return both, int(mask.sum()) - int(both.sum())

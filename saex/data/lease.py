@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import ctypes
 import weakref
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Lease:
         except IndexError:
             memory = _aligned(size)
         # Arrays keep a ctypes block alive, not each other's bases, and its end can be watched.
-        block = (ctypes.c_char * size).from_buffer(memory)
+        block: Any = (ctypes.c_char * size).from_buffer(memory.data)
         weakref.finalize(block, free.append, memory).atexit = False
         return np.frombuffer(block, np.uint8).view(dtype).reshape(shape)
 

@@ -75,12 +75,14 @@ class Segment:
       rows: rows in every column of it.
       cursor: where its producer stood after it.
       files: path inside the folder -> size and checksum; every file of the segment.
+      dropped: rows that its producer gave and that were left out, as they held NaN or infinity.
     """
 
     path: str
     rows: int
     cursor: dict[str, Any]
     files: dict[str, FileRecord]
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ class Manifest:
     def rows(self) -> int:
         """Committed rows."""
         return sum(s.rows for s in self.segments)
+
+    @property
+    def dropped(self) -> int:
+        """Rows that were left out as they held NaN or infinity."""
+        return sum(s.dropped for s in self.segments)
 
     @property
     def digest(self) -> str:

@@ -49,6 +49,7 @@ def to_json(manifest: Manifest) -> str:
                 "path": s.path,
                 "rows": s.rows,
                 "cursor": s.cursor,
+                **({"dropped": s.dropped} if s.dropped else {}),
                 "files": {n: {"bytes": f.bytes, "sha256": f.sha256} for n, f in s.files.items()},
             }
             for s in manifest.segments
@@ -175,7 +176,10 @@ def _segment(raw: Any, columns: Mapping[str, Column], chunk_rows: int, where: st
         size, want = files[f"{name}/{column.shard}"].bytes, shard_bytes(column, rows, chunk_rows)
         if size != want:
             raise StoreError(f"{where}: {name} has {size} bytes; {rows} rows take {want}. {_AGAIN}")
-    return Segment(path, rows, _get(raw, "cursor", dict, where), files)
+    dropped = _get({"dropped": 0, **raw}, "dropped", int, where)
+    if dropped < 0:
+        raise StoreError(f"{where}: dropped is {dropped}; expected a whole number from 0. {_AGAIN}")
+    return Segment(path, rows, _get(raw, "cursor", dict, where), files, dropped)
 
 
 def _file(raw: Any, where: str) -> FileRecord:

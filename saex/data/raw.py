@@ -54,7 +54,7 @@ class Shard:
           OSError: the file is gone or cannot be read.
           ValueError: it was changed since the store was opened, or cut short.
         """
-        target = memoryview(out.reshape(-1).view(np.uint8))
+        target = out.reshape(-1).view(np.uint8).data
         fd = os.open(self.file, os.O_RDONLY)
         try:
             if stamp(os.fstat(fd)) != self.stamp:

@@ -10,6 +10,8 @@ import numpy as np
 
 # Rows converted to float64 at a time: small enough for the cache, large enough for numpy.
 _BLOCK = 512
+# Upper halves of the float32 that are not negative and finite.
+_BINS = 0x7F80
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,14 @@ class ColumnStats:
       count: rows.
       sum: [*shape] sum over rows; None for columns that are not floating point.
       sum_sq: [*shape] sum over rows of the squares; None likewise.
+      norms: counts of the rows' norms, by the upper 16 bits of the norm as float32 (128 steps to a
+        factor of two); None for columns that are not vectors of floating point.
     """
 
     count: int
     sum: np.ndarray | None = None
     sum_sq: np.ndarray | None = None
+    norms: Mapping[int, int] | None = None
 
     @staticmethod
     def of(rows: np.ndarray, is_float: bool = True) -> ColumnStats:
@@ -35,24 +40,47 @@ class ColumnStats:
         if not is_float:
             return ColumnStats(len(rows))
         total, squares = np.zeros(rows.shape[1:]), np.zeros(rows.shape[1:])
+        counts = np.zeros(_BINS, np.int64)
         for i in range(0, len(rows), _BLOCK):
             block = rows[i : i + _BLOCK].astype(np.float64)
-            total += block.sum(axis=0)
-            squares += np.einsum("i...,i...->...", block, block)
-        return ColumnStats(len(rows), total, squares)
+            total[...] += block.sum(axis=0)
+            block *= block
+            squares[...] += block.sum(axis=0)
+            norms = np.sqrt(block.reshape(len(block), -1).sum(axis=1))
+            norms = np.minimum(norms, np.finfo(np.float32).max).astype(np.float32)
+            counts += np.bincount(norms.view(np.uint32) >> 16, minlength=_BINS)
+        filled = {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+        return ColumnStats(len(rows), total, squares, filled if rows.ndim > 1 else None)
 
     def merge(self, other: ColumnStats) -> ColumnStats:
         """The statistics of both sets of rows together."""
         if self.sum is None or self.sum_sq is None:
             return ColumnStats(self.count + other.count)
-        return ColumnStats(
-            self.count + other.count, self.sum + other.sum, self.sum_sq + other.sum_sq
-        )
+        norms = None
+        if self.norms is not None and other.norms is not None:
+            keys = sorted({*self.norms, *other.norms})
+            norms = {k: self.norms.get(k, 0) + other.norms.get(k, 0) for k in keys}
+        # Sums of numbers stay arrays (of no axis), as numpy would not have it.
+        total, squares = np.asarray(self.sum + other.sum), np.asarray(self.sum_sq + other.sum_sq)
+        return ColumnStats(self.count + other.count, total, squares, norms)
+
+    def norm_quantile(self, q: float) -> float:
+        """The norm that a share `q` of the rows does not exceed, to 0.4% (half a step).
+
+        Raises ValueError where norms were not counted.
+        """
+        if not self.norms or not 0 <= q <= 1:
+            raise ValueError(f"no quantile {q}: norms were not counted, or it is not in [0, 1]")
+        keys = sorted(self.norms)
+        ends = np.cumsum([self.norms[k] for k in keys])
+        key = keys[min(int(np.searchsorted(ends, q * ends[-1])), len(keys) - 1)]
+        edges = np.array([key << 16, (key + 1) << 16], np.uint32).view(np.float32)
+        return float(edges.mean())
 
     @property
     def mean(self) -> np.ndarray:
         """[*shape] mean over rows. Raises ValueError for integer columns and no rows."""
-        return _needed(self.sum, self.count) / self.count
+        return np.asarray(_needed(self.sum, self.count) / self.count)
 
     @property
     def mean_sq_norm(self) -> float:
@@ -62,7 +90,7 @@ class ColumnStats:
     @property
     def variance(self) -> np.ndarray:
         """[*shape] variance over rows (divided by count). Raises ValueError as `mean` does."""
-        return _needed(self.sum_sq, self.count) / self.count - self.mean**2
+        return np.asarray(_needed(self.sum_sq, self.count) / self.count - self.mean**2)
 
 
 def merge_all(parts: list[dict[str, ColumnStats]]) -> dict[str, ColumnStats]:
@@ -92,13 +120,16 @@ def stats_from_json(
 def _to_json(stats: ColumnStats) -> dict[str, Any]:
     if stats.sum is None or stats.sum_sq is None or not stats.count:
         return {"count": stats.count}
-    return {
+    found = {
         "count": stats.count,
         "mean_sq_norm": stats.mean_sq_norm,
         "mean": stats.mean.tolist(),
         "sum": stats.sum.tolist(),
         "sum_sq": stats.sum_sq.tolist(),
     }
+    if stats.norms is not None:
+        found["norms"] = {str(k): n for k, n in stats.norms.items()}
+    return found
 
 
 def _from_json(name: str, raw: dict[str, Any], shape: tuple[int, ...]) -> ColumnStats:
@@ -110,7 +141,17 @@ def _from_json(name: str, raw: dict[str, Any], shape: tuple[int, ...]) -> Column
     total, squares = np.asarray(raw["sum"], np.float64), np.asarray(raw["sum_sq"], np.float64)
     if total.shape != shape or squares.shape != shape:
         raise ValueError(f"sums of {name} have shape {total.shape}, its rows {shape}")
-    return ColumnStats(count, total, squares)
+    return ColumnStats(count, total, squares, _norms(name, raw.get("norms"), count))
+
+
+def _norms(name: str, raw: Any, count: int) -> dict[int, int] | None:
+    if raw is None:
+        return None
+    norms = {int(k): n for k, n in raw.items()}
+    whole = all(type(n) is int and n > 0 and 0 <= k < _BINS for k, n in norms.items())
+    if not whole or sum(norms.values()) != count:
+        raise ValueError(f"norms of {name} are not counts of {count} rows")
+    return norms
 
 
 def _needed(value: np.ndarray | None, count: int) -> np.ndarray:

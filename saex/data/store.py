@@ -305,13 +305,13 @@ class Store:
         return True
 
 
-def load_manifest(path: Path) -> Manifest:
-    """Reads and checks `manifest.json` of the store at `path`.
+def load_manifest(path: Path, name: str = MANIFEST) -> Manifest:
+    """Reads and checks `manifest.json` (or a part's) of the store at `path`.
 
     Raises:
       StoreError: there is none, or it is torn, altered or of a newer version.
     """
-    file = path / MANIFEST
+    file = path / name
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as err:

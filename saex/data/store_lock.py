@@ -10,13 +10,12 @@ from typing import IO
 
 from saex.data.manifest import StoreError
 
-LOCK = "writer.lock"
 # What file systems without locks answer; there the promise of one writer is the user's.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-def lock_folder(path: Path) -> IO[str]:
-    """Makes the folder, locks it for writing, and returns the handle that holds the lock.
+def lock_folder(path: Path, name: str) -> IO[str]:
+    """Makes the folder, locks the file `name` in it, and returns the handle that holds the lock.
 
     Closing the handle, or the death of the process by any means, ends the lock.
 
@@ -27,7 +26,7 @@ def lock_folder(path: Path) -> IO[str]:
 
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = open(path / LOCK, "a+", encoding="utf-8")
+        file = open(path / name, "a+", encoding="utf-8")
     except OSError as err:
         raise StoreError(f"cannot write a store at {path}: {err}. Give another path.") from err
     try:

@@ -6,36 +6,32 @@ import shutil
 from pathlib import Path
 
 from saex.data.durable import TEMPORARY
-from saex.data.manifest import MANIFEST, Manifest, StoreError
+from saex.data.manifest import Manifest, StoreError
 from saex.data.store import load_manifest
-from saex.data.store_lock import LOCK
+from saex.data.store_names import Names, is_ours
 
 
-def start_from(path: Path, wanted: Manifest) -> Manifest:
+def start_from(path: Path, wanted: Manifest, names: Names) -> Manifest:
     """The manifest to go on from: the one that is there, or `wanted` in a new folder.
 
-    Removes what killed attempts left; the caller holds the lock of the folder.
+    Removes what killed attempts under these names left; the caller holds their lock.
 
     Raises:
       StoreError: the folder holds something else, or a store of other columns or meta.
     """
     found = wanted
-    if (path / MANIFEST).exists():
-        found = load_manifest(path)
+    if (path / names.manifest).exists():
+        found = load_manifest(path, names.manifest)
         _check_same(path, found, wanted)
-    elif any(not _is_leftover(p.name) for p in path.iterdir()):
+    elif any(not is_ours(p.name) for p in path.iterdir()):
         raise StoreError(f"{path} is not empty and not a store; give a new or an empty folder")
     kept = {s.path for s in found.segments}
     for entry in path.iterdir():
-        if entry.name.startswith("segment-") and entry.name not in kept:
+        if names.owns(entry.name) and entry.name not in kept:
             shutil.rmtree(entry)
-        elif entry.name == TEMPORARY:
+        elif entry.name == names.manifest + TEMPORARY:
             entry.unlink()
     return found
-
-
-def _is_leftover(name: str) -> bool:
-    return name.startswith("segment-") or name in (TEMPORARY, LOCK)
 
 
 def _check_same(path: Path, found: Manifest, wanted: Manifest) -> None:

@@ -13,13 +13,12 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from saex.data import store_shards as shards
 from saex.data.buffer import RowBuffer
 from saex.data.durable import replace_synced, sync_folders, write_synced
 from saex.data.manifest import (
-    MANIFEST,
     STATS,
     Column,
     Manifest,
@@ -30,6 +29,7 @@ from saex.data.manifest import (
 from saex.data.manifest_json import check_columns, to_json
 from saex.data.statistics import ColumnStats, merge_all, stats_from_json, stats_to_json
 from saex.data.store_lock import lock_folder
+from saex.data.store_names import Names
 from saex.data.store_resume import start_from
 
 
@@ -44,7 +44,8 @@ class StoreWriter:
     ```
 
     After a crash open it again with the same columns and meta: `cursor` is what the last commit
-    was given, so the producer knows where to go on. One writer at a time owns a folder.
+    was given, so the producer knows where to go on. One writer at a time owns a folder, or each of
+    its parts.
 
     Attributes:
       cursor: the cursor of the last commit; `{}` in a new store.
@@ -63,6 +64,8 @@ class StoreWriter:
         *,
         chunk_rows: int = 2048,
         max_buffer_bytes: int = 2**31,
+        part: tuple[int, int] | None = None,
+        non_finite: Literal["refuse", "drop"] = "refuse",
     ):
         """Opens the folder for writing and removes what killed attempts left in it.
 
@@ -72,6 +75,10 @@ class StoreWriter:
           meta: JSON object that says how the rows are made; it is part of the store's identity.
           chunk_rows: rows per chunk, the unit that is read and checksummed.
           max_buffer_bytes: memory for rows that are not committed; `append` refuses more.
+          part: (i, n) to write part i of n of a store. Parts are written by any number of
+            processes into one folder without knowing of each other; `merge_parts` makes them one.
+          non_finite: what `append` does with rows that hold NaN or infinity: "refuse" all that it
+            was given, or "drop" these rows and count them (`dropped`).
 
         Raises:
           StoreError: columns or meta that the format does not allow, or other ones than the store
@@ -82,10 +89,11 @@ class StoreWriter:
             raise StoreError(f"chunk_rows is {chunk_rows}; expected a whole number from 1")
         wanted = Manifest(dict(columns), chunk_rows, _as_json(meta or {}, "meta"))
         self.path = Path(path)
-        self._buffer = RowBuffer(dict(columns), max_buffer_bytes)
-        self._lock = lock_folder(self.path)
+        self._buffer = RowBuffer(dict(columns), max_buffer_bytes, non_finite == "drop")
+        self._names = Names(part)
+        self._lock = lock_folder(self.path, self._names.lock)
         try:
-            self._manifest = start_from(self.path, wanted)
+            self._manifest = start_from(self.path, wanted, self._names)
             self.missing = [
                 i for i, s in enumerate(self._manifest.segments) if not self._folder(s).is_dir()
             ]
@@ -118,6 +126,11 @@ class StoreWriter:
     def buffered(self) -> int:
         """Rows appended since the last commit."""
         return self._buffer.rows
+
+    @property
+    def dropped(self) -> int:
+        """Rows that were left out as they held NaN or infinity."""
+        return self._manifest.dropped + self._buffer.dropped
 
     @property
     def complete(self) -> bool:
@@ -212,7 +225,7 @@ class StoreWriter:
             ) from err
 
     def _write_segment(self, place: int, cursor: dict) -> tuple[Segment, dict[str, ColumnStats]]:
-        folder = self.path / f"segment-{place:06d}-{secrets.token_hex(6)}"
+        folder = self.path / self._names.segment(place, secrets.token_hex(6))
         try:
             part = self._write_files(folder)
             names = segment_files(self._manifest.columns)
@@ -224,7 +237,7 @@ class StoreWriter:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return Segment(folder.name, self.buffered, cursor, files), part
+        return Segment(folder.name, self.buffered, cursor, files, self._buffer.dropped), part
 
     def _write_files(self, folder: Path) -> dict[str, ColumnStats]:
         columns, rows = self._manifest.columns, self._buffer.view()
@@ -242,13 +255,14 @@ class StoreWriter:
         """Makes `manifest` the store's. On failure the store and this writer are as before."""
         new = {s.path for s in manifest.segments} - {s.path for s in self._manifest.segments}
         try:
-            replace_synced(self.path / MANIFEST, to_json(manifest))
+            replace_synced(self.path / self._names.manifest, to_json(manifest))
         except OSError as err:
             for name in new:
                 shutil.rmtree(self.path / name, ignore_errors=True)
             raise self._failure(err) from err
         self._manifest, self._parts = manifest, parts
-        self._buffer.clear()
+        if new:  # a commit of no rows keeps the count of the rows that were dropped
+            self._buffer.clear()
 
     def _failure(self, err: Exception) -> StoreError:
         need = self._buffer.rows * sum(c.row_bytes for c in self._manifest.columns.values())

@@ -35,6 +35,9 @@ class Stream:
       exclude_positions: positions in the context that are not streamed; position 0 is an attention
         sink in many models. Stores without positions (rows that are not text) are not filtered.
       exclude_tokens: token ids that are not streamed.
+      max_norm: rows are not streamed whose norm, in one of the columns that are streamed, is more
+        than this many times the median norm of the store's rows; 0: all are. It needs the norms
+        that a harvest writes.
       threads: threads that make batches; 0 makes each one when it is asked for.
       prefetch: batches made ahead.
       checksums: whether the CRC of every chunk is checked as it is read. Off, `saex store verify`
@@ -46,6 +49,7 @@ class Stream:
     window: int = 64
     exclude_positions: tuple[int, ...] = DEFAULT_POSITIONS
     exclude_tokens: tuple[int, ...] = ()
+    max_norm: float = 0.0
     threads: int = run_field(1)
     prefetch: int = run_field(4)
     checksums: bool = run_field(False)
@@ -54,6 +58,8 @@ class Stream:
         for name, least in (("batch", 1), ("window", 1), ("threads", 0), ("prefetch", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"stream.{name}={getattr(self, name)}: at least {least} is needed")
+        if not 0 <= self.max_norm < float("inf"):
+            raise ValueError(f"stream.max_norm={self.max_norm}: 0 (no limit) or a number above it")
 
     def open(
         self,
@@ -106,7 +112,9 @@ class Batches:
         mesh: Any,
         dtype: str | None,
     ):
-        kept = resolve(store, config.exclude_positions, config.exclude_tokens)
+        sites = sorted(n for n in set(names.values()) if store.column(n).shape)
+        rules = config.exclude_positions, config.exclude_tokens, config.max_norm
+        kept = resolve(store, *rules, sites)
         self.batch = config.batch
         self._config, self._names = config, names
         self._columns = {name: store.column(stored) for name, stored in names.items()}

@@ -94,6 +94,25 @@ def test_statistics_merge_to_the_whole():
     assert merged.count == 1000
 
 
+def test_norms_are_counted_exactly_and_merge(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [np.exp(rng.standard_normal((n, 1))) * rng.standard_normal((n, 5)) for n in (700, 1, 99)]
+    rows[1][:] = 0
+    store = write(tmp_path, [{"x": x} for x in rows], {"x": Column((5,), "float32")})
+    x = np.concatenate(rows).astype(np.float32)
+    norms = np.linalg.norm(x.astype(np.float64), axis=1).astype(np.float32)
+    keys, counts = np.unique(norms.view(np.uint32) >> 16, return_counts=True)
+    assert store.stats["x"].norms == dict(zip(keys.tolist(), counts.tolist()))
+    assert store.stats["x"].norms == ColumnStats.of(x).norms
+    for q in (0.01, 0.5, 0.9, 1.0):
+        exact = np.quantile(norms, q, method="inverted_cdf")
+        assert store.stats["x"].norm_quantile(q) == pytest.approx(exact, rel=0.004)
+    old = ColumnStats(3, np.zeros(5), np.ones(5))  # as older stores have them: norms are not known
+    assert store.stats["x"].merge(old).norms is None
+    with pytest.raises(ValueError, match="not counted"):
+        old.norm_quantile(0.5)
+
+
 def test_digest_is_of_content_not_of_names_or_attempts(tmp_path):
     rows, meta = make_rows(20), {"a": 1}
     first = write(tmp_path / "1", [rows], meta=meta)
@@ -277,7 +296,8 @@ def test_the_manifest_says_what_is_there(tmp_path):
     body = json.loads((tmp_path / "manifest.json").read_text())
     assert (body["format"], body["version"], body["rows"]) == ("saex-store", 1, 13)
     assert body["columns"]["y"] == {"shape": [2, 3], "dtype": "float32"}
-    assert set(body["stats"]["x"]) == {"count", "mean", "mean_sq_norm", "sum", "sum_sq"}
+    sums = {"count", "mean", "mean_sq_norm", "sum", "sum_sq", "norms"}
+    assert set(body["stats"]["x"]) == sums and set(body["stats"]["tokens"]) == {"count"}
     assert [s["cursor"] for s in body["segments"]] == [{"next": 1}, {"next": 2}]
     on_disk = {
         f"{s['path']}/{name}": record["bytes"]

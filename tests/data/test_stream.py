@@ -182,6 +182,30 @@ def test_position_0_is_left_out_by_default(store, opened, tmp_path):
             opened(Stream(batch=64, **{field: value}), rows)
 
 
+def test_norm_outliers_are_left_out_by_a_rule_and_counted(opened, tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 8)) * np.where(np.arange(300) % 10 == 3, 40, 1)[:, None]
+    norms = np.linalg.norm(x, axis=1)
+    columns = {
+        "x": Column((8,), "float32"),
+        "x.norm": Column((), "float32"),
+        "n": Column((), "int32"),
+    }
+    with StoreWriter(tmp_path, columns, chunk_rows=16) as writer:
+        writer.append({"x": x, "x.norm": norms, "n": np.arange(300)})
+        writer.finish()
+    batches = opened(Stream(batch=16, max_norm=6.0), Store.open(tmp_path), columns=["x", "n"])
+    kept = np.flatnonzero(norms <= np.float32(6 * np.median(norms.astype(np.float32))))
+    assert 200 < len(kept) < 280
+    assert sorted(batches.gather(0, batches.rows)["n"].tolist()) == kept.tolist()
+    assert batches.info["rows_excluded_by_x.norm"] == 300 - len(kept)
+    assert batches.info["max_x.norm"] == pytest.approx(6 * np.median(norms), rel=1e-5)
+    with pytest.raises(StoreError, match=r"no column 'site.norm': harvest with harvest.norms=True"):
+        opened(Stream(batch=16, max_norm=6.0), write(tmp_path / "plain", 100), columns=["site"])
+    with pytest.raises(ValueError, match=r"stream.max_norm=-1"):
+        Stream(max_norm=-1.0)
+
+
 def test_batches_handed_out_never_change(store, opened):
     """jax.Array may lie in the memory of the numpy array it was made of, and window buffers are
     used again: keep every batch of two epochs and compare at the end."""

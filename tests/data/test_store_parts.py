@@ -1,0 +1,133 @@
+"""Parts: writers that do not know of each other, one store in the end; what `saex store` says."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from saex.cli import main
+from saex.data import Column, Store, StoreError, StoreWriter, merge_parts
+from saex.data import store_tools as tools
+
+COLUMNS = {"x": Column((6,), "float32"), "n": Column((), "int32")}
+ROWS, PARTS = 900, 3
+
+
+def rows_of(part):
+    n = np.arange(ROWS)[ROWS * part // PARTS : ROWS * (part + 1) // PARTS]
+    return {"n": n, "x": np.sin(n[:, None] * np.arange(1, 7))}
+
+
+def write(path, part, finish=True, parts=PARTS, meta=None):
+    with StoreWriter(path, COLUMNS, meta, chunk_rows=16, part=(part, parts)) as writer:
+        values = rows_of(part)
+        for start in range(writer.cursor.get("next", 0), ROWS // PARTS, 100):
+            writer.append({name: v[start : start + 100] for name, v in values.items()})
+            writer.commit({"next": start + 100})
+        if finish:
+            writer.finish()
+
+
+CHILD = """
+    import sys
+    sys.path.insert(0, sys.argv[1])
+    import test_store_parts
+    test_store_parts.write(sys.argv[2], int(sys.argv[3]))
+"""
+
+
+def test_processes_write_parts_of_one_store_at_once(tmp_path, request):
+    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(request.path.parent)]
+    path = tmp_path / "store"
+    children = [subprocess.Popen([*command, str(path), str(i)]) for i in range(PARTS)]
+    assert [child.wait(120) for child in children] == [0] * PARTS
+    store = merge_parts(path)
+    store.verify()
+    assert store.read("n").tolist() == list(range(ROWS)) and store.complete
+    np.testing.assert_allclose(store.stats["x"].mean, store.read("x").mean(0), atol=1e-6)
+    assert store.stats["x"].count == ROWS
+    assert merge_parts(path).digest == store.digest  # again, as after a kill
+
+
+def test_a_part_goes_on_where_it_was_stopped_and_touches_no_other(tmp_path):
+    write(tmp_path, 0)
+    with StoreWriter(tmp_path, COLUMNS, chunk_rows=16, part=(1, PARTS)) as writer:
+        writer.append({n: v[:100] for n, v in rows_of(1).items()})
+        writer.commit({"next": 100})
+        with pytest.raises(StoreError, match="is being written by process"):
+            StoreWriter(tmp_path, COLUMNS, chunk_rows=16, part=(1, PARTS))
+        write(tmp_path, 2)  # another part meanwhile
+    left = tmp_path / "segment-1of3-000001-0123456789ab"
+    others = tmp_path / "segment-2of3-000009-0123456789ab"
+    left.mkdir(), others.mkdir()
+    write(tmp_path, 1)
+    assert not left.exists() and others.exists()
+    assert merge_parts(tmp_path).read("n").tolist() == list(range(ROWS))
+
+
+def test_what_is_not_whole_is_not_merged(tmp_path):
+    with pytest.raises(StoreError, match="nothing to merge"):
+        merge_parts(tmp_path)
+    write(tmp_path, 0)
+    with pytest.raises(StoreError, match=r"lacks the parts \[1, 2\] of 3"):
+        merge_parts(tmp_path)
+    write(tmp_path, 1, finish=False)
+    write(tmp_path, 2)
+    with pytest.raises(StoreError, match=r"manifest.1of3.json .* is not complete \(300 rows"):
+        merge_parts(tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+    for part in range(3):
+        write(tmp_path / "mixed", part, meta={"seed": part // 2})
+    with pytest.raises(StoreError, match="differ in meta"):
+        merge_parts(tmp_path / "mixed")
+    write(tmp_path / "mixed", 0, parts=5, meta={"seed": 0})
+    with pytest.raises(StoreError, match="different numbers of parts"):
+        merge_parts(tmp_path / "mixed")
+    with pytest.raises(StoreError, match=r"part=\(3, 3\)"):
+        StoreWriter(tmp_path, COLUMNS, part=(3, 3))
+
+
+def test_info_and_head_say_what_is_there(tmp_path, capsys):
+    for part in range(PARTS):
+        write(tmp_path, part)
+    assert main(["store", "merge", str(tmp_path)]) == 0
+    assert "900 rows in 9 segments" in capsys.readouterr().out
+    assert main(["store", "info", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == ROWS and found["columns"]["n"] == {
+        "shape": [], "dtype": "int32", "bytes": 4 * ROWS,
+    }  # fmt: skip
+    norms = np.linalg.norm(Store.open(tmp_path).read("x"), axis=1)
+    assert found["columns"]["x"]["norm_q50"] == pytest.approx(np.median(norms), rel=0.01)
+    assert main(["store", "head", str(tmp_path), "--rows=2", "--start=899"]) == 0
+    out = capsys.readouterr().out
+    assert "row" in out and "899" in out and out.count("norm ") == 1
+
+
+def test_head_shows_text_escaped(tmp_path):
+    columns = {"tokens": Column((), "int32")}
+    with StoreWriter(tmp_path, columns) as writer:
+        writer.append({"tokens": np.array([27, 104])})
+        writer.finish()
+    rows = tools.head(Store.open(tmp_path), decode=lambda ids: chr(ids[0]))
+    assert rows == [
+        {"row": 0, "tokens": 27, "text": "\x1b"},
+        {"row": 1, "tokens": 104, "text": "h"},
+    ]
+    assert "\x1b" not in tools.head_table(rows) and "\\x1b" in tools.head_table(rows)
+
+
+def test_verify_names_the_hurt_rows_and_fails(tmp_path, capsys):
+    for part in range(PARTS):
+        write(tmp_path, part)
+    store = merge_parts(tmp_path)
+    assert main(["store", "verify", str(tmp_path)]) == 0
+    file = tmp_path / store.manifest.segments[4].path / "x/c/0/0"
+    data = bytearray(file.read_bytes())
+    data[16 * 24 + 4 + 1] ^= 1  # in the second chunk of segment 4, which begins at row 400
+    file.write_bytes(data)
+    assert main(["store", "verify", str(tmp_path)]) == 2
+    assert "hurt: rows 416 to 431" in capsys.readouterr().err
