@@ -5,7 +5,7 @@ import functools
 import jax
 from jaxtyping import Array, Float, Int
 
-from saex.kernels import pick
+from saex.kernels import late, pick
 from saex.kernels.encode_topk import cpu, reference, xla_gpu
 from saex.kernels.encode_topk.reference import pre_activations as pre_activations
 from saex.kernels.sparse_decode import sparse_decode, sparse_scatter, sparse_sum
@@ -14,6 +14,7 @@ IMPLS = {
     "reference": reference.encode_topk,
     "cpu": cpu.encode_topk,
     "gpu": xla_gpu.encode_topk,
+    "pallas_tpu": late("saex.kernels.encode_topk.pallas_tpu", "encode_topk"),
 }
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from saex.kernels import pick
+from saex.kernels import late, pick
 from saex.kernels.sparse_affine import cpu, reference, xla_gpu
 from saex.kernels.sparse_affine.dead import Dead, add_grads
 from saex.kernels.sparse_affine.dead import decode as decode_dead
@@ -29,6 +29,7 @@ GRADS = {
     "reference": reference.grads,
     "cpu": cpu.grads,
     "gpu": xla_gpu.grads,
+    "pallas_tpu": late("saex.kernels.sparse_affine.pallas_tpu", "grads"),
 }
 
 

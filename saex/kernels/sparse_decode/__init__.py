@@ -13,23 +13,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from saex.kernels import pick
+from saex.kernels import late, pick
 from saex.kernels.sparse_decode import cpu, reference, xla_gpu
 
 DECODE = {
     "reference": reference.decode,
     "cpu": cpu.decode,
     "gpu": xla_gpu.decode,
+    "pallas_tpu": late("saex.kernels.sparse_decode.pallas_tpu", "decode"),
 }
 DOTS = {
     "reference": reference.dots,
     "cpu": cpu.dots,
     "gpu": xla_gpu.dots,
+    "pallas_tpu": late("saex.kernels.sparse_decode.pallas_tpu", "dots"),
 }
 SCATTER = {
     "reference": reference.scatter,
     "cpu": cpu.scatter,
     "gpu": xla_gpu.scatter,
+    "pallas_tpu": late("saex.kernels.sparse_decode.pallas_tpu", "scatter"),
 }
 
 

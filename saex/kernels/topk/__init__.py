@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from saex.kernels import pick
+from saex.kernels import late, pick
 from saex.kernels.topk import cpu, reference, xla_gpu
 
 IMPLS = {
     "reference": reference.top_k,
     "cpu": cpu.top_k,
     "gpu": xla_gpu.top_k,
+    "pallas_tpu": late("saex.kernels.topk.pallas_tpu", "top_k"),
 }
 
 

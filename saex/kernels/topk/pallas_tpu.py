@@ -1,0 +1,48 @@
+"""top_k on TPU: one pass over the scores, binned and checked; see ``pallas_tpu_bins``."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float, Int
+
+from saex.kernels.topk import pallas_tpu_bins as bins
+from saex.kernels.topk import reference
+
+FALLBACK = 2**24  # scores that are selected from at once where the check fails
+
+
+def top_k(scores: Float[Array, "b n"], k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+    """Exact; float32 or bfloat16. Where the check fails for a row, XLA's own TopK does the batch.
+
+    k above 256 goes to XLA's TopK at once.
+    """
+    b, n = scores.shape
+    if k > bins.MAX_K:
+        return reference.top_k(scores, k)
+    rows, columns = bins.tile(b, n, k)
+    spec = pl.BlockSpec((rows, columns), lambda i, j: (i, j))
+    need = 2 * rows * columns * scores.dtype.itemsize
+    values, indices, exact = bins.select(
+        lambda ref: ref[...].astype(jnp.float32),
+        *([scores], [spec], jax.typeof(scores), n, k, columns, need),
+    )
+    chosen = values.astype(scores.dtype), indices
+    if bins.always_exact(n, k):
+        return chosen
+    return jax.lax.cond(exact, lambda: chosen, lambda: by_blocks(top_k_of(k), scores, n))
+
+
+def top_k_of(k: int):
+    """The definition, for blocks of rows."""
+    return lambda scores: reference.top_k(scores, k)
+
+
+def by_blocks(select, rows, n: int):
+    """``select`` on blocks of rows with about ``FALLBACK`` scores each, so that it needs little
+    memory: it is hardly ever run, but its room is taken always.
+    """
+    b = rows.shape[0]
+    size = min(max(1 << (FALLBACK // n).bit_length() - 1, 8), b)
+    blocks = jnp.pad(rows, ((0, -b % size), (0, 0))).reshape(-1, size, rows.shape[1])
+    chosen = jax.lax.map(select, blocks)
+    return tuple(a.reshape(-1, a.shape[-1])[:b] for a in chosen)
