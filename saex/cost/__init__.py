@@ -85,7 +85,7 @@ def step(sae: Any, batch: int, mesh: MeshConfig, hardware: Hardware, dead: int =
       dead: latents that AuxK computes, over all shards.
     """
     terms = of_step(sae, batch, mesh, dead)
-    terms += [_exchange(c) for c in collectives.of_step(sae, batch, mesh, dead // mesh.model)]
+    terms += [_exchange(c) for c in collectives.of_step(sae, batch, mesh, dead)]
     dtype = getattr(sae, "matmul_dtype", "float32")
     return Cost(tuple(_timed(t, hardware, dtype) for t in terms), batch, hardware)
 

@@ -55,17 +55,41 @@ def fired(n: int, mesh: MeshConfig) -> Collective:
     return Collective("fired", "all-reduce", DATA, mesh.data, 4 * n // mesh.model)
 
 
-def gradients(trainable: int, mesh: MeshConfig) -> list[Collective]:
-    """Gradients of ``trainable`` float32 numbers, those of one shard of latents.
+def gradients(sae: Any, mesh: MeshConfig) -> list[Collective]:
+    """The float32 gradients of the trainable arrays, summed over the devices that hold other rows.
 
-    ``fsdp`` gathers the weights before the step and keeps a part of the summed gradient after it.
+    ``fsdp`` gathers what is stored in parts before the step and keeps a part of the sum after it;
+    the norms of rows that lie in parts are sums too: one for the projection of the gradient, one
+    for the weights' own.
     """
+    data, whole = mesh.data, 4 * trainable(sae, mesh.model)
     if mesh.strategy == "tp":
-        return [Collective("gradients", "all-reduce", DATA, mesh.data, 4 * trainable)]
+        return [Collective("gradients", "all-reduce", DATA, data, whole)]
+    split = 4 * trainable(sae, mesh.model, "d")
     return [
-        Collective("weights", "all-gather", DATA, mesh.data, 4 * trainable),
-        Collective("gradients", "reduce-scatter", DATA, mesh.data, 4 * trainable),
+        Collective("weights", "all-gather", DATA, data, split),
+        Collective("gradients", "reduce-scatter", DATA, data, split),
+        Collective("biases", "all-reduce", DATA, data, whole - split),
+        Collective("row norms", "all-reduce", DATA, data, 8 * sae.n // mesh.model),
     ]
+
+
+def auxiliary(sae: Any, rows: int, mesh: MeshConfig, dead: int) -> list[Collective]:
+    """AuxK: the dead latents' own reconstruction, and which of them any row used.
+
+    Where more of them are ``dead`` than may serve a row, their largest pre-activations are gathered
+    as candidates are. The gradients are added into the others before those are summed.
+    """
+    wanted = sae.aux_latents
+    each = min(wanted, sae.n // mesh.model) if dead > wanted else 0
+    found = [
+        Collective(
+            "auxk candidates", "all-gather", MODEL, mesh.model, 4 * rows * each * mesh.model
+        ),
+        Collective("auxk reconstruction", "all-reduce", MODEL, mesh.model, 4 * rows * sae.d_out),
+        Collective("auxk fired", "all-reduce", DATA, mesh.data, 4 * sae.n // mesh.model),
+    ]
+    return [c for c in found if c.payload]
 
 
 def of_step(sae: Any, batch: int, mesh: MeshConfig, dead: int = 0) -> list[Collective]:
@@ -74,25 +98,16 @@ def of_step(sae: Any, batch: int, mesh: MeshConfig, dead: int = 0) -> list[Colle
     Args:
       sae: a dictionary. batch: rows of the global batch.
       mesh: how rows and latents are split.
-      dead: width of the block of dead latents that AuxK computes on each device; 0: nothing dead.
+      dead: latents that count as dead, over all shards.
     """
     rows = batch // mesh.data
-    out = [reconstruction(rows, sae.d_out, mesh.model), fired(sae.n, mesh)]
+    found = [reconstruction(rows, sae.d_out, mesh.model), fired(sae.n, mesh)]
     if is_sparse(sae):
-        out.insert(0, candidates(rows, sae.k, sae.n, mesh.model))
-    out += gradients(trainable(sae, mesh.model), mesh)
-    if dead:
-        out += _auxiliary(sae, rows, mesh, dead)
-    return [c for c in out if c.size > 1]
-
-
-def _auxiliary(sae: Any, rows: int, mesh: MeshConfig, dead: int) -> list[Collective]:
-    # The block's forward pass is made twice: it is recomputed in the backward pass.
-    block = 4 * dead * (sae.d_in + sae.d_out + 1)
-    return [
-        Collective("auxk reconstruction", "all-reduce", MODEL, mesh.model, 8 * rows * sae.d_out),
-        Collective("auxk gradients", "all-reduce", DATA, mesh.data, block),
-    ]
+        found.insert(0, candidates(rows, sae.k, sae.n, mesh.model))
+    found += gradients(sae, mesh)
+    if getattr(sae, "aux_coefficient", 0):
+        found += auxiliary(sae, rows, mesh, dead)
+    return [c for c in found if c.size > 1]
 
 
 def is_sparse(sae: Any) -> bool:
@@ -100,10 +115,10 @@ def is_sparse(sae: Any) -> bool:
     return "indices" in getattr(sae.codes, "__dataclass_fields__", {})
 
 
-def trainable(sae: Any, model: int = 1) -> int:
-    """Entries of the trainable arrays that lie on one of ``model`` shards of latents."""
+def trainable(sae: Any, model: int = 1, axis: str | None = None) -> int:
+    """Entries of the trainable arrays (with that logical axis) on one of ``model`` shards."""
     total = 0
     for s in sae.specs()["params"].values():
-        if s.trainable:
+        if s.trainable and (axis is None or axis in s.axes):
             total += math.prod(s.shape) // (model if "n" in s.axes else 1)
     return total
