@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 
-DATA, MODEL = "data", "model"
+DATA, MODEL, SWEEP = "data", "model", "sweep"
 
 COMPUTE: dict[str, str] = {"b": DATA, "n": MODEL}
 STORE: dict[str, dict[str, str]] = {
@@ -25,25 +25,32 @@ STORE: dict[str, dict[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices hold rows (``data``) and latents (``model``), and how state is stored."""
+    """How many devices hold rows (``data``) and latents (``model``), and how state is stored.
+
+    ``sweep``: groups of devices that members of a stack are spread over, each with its own mesh of
+    data x model devices.
+    """
 
     data: int = 1
     model: int = 1
+    sweep: int = 1
     strategy: Literal["tp", "fsdp"] = "tp"
 
     def __post_init__(self) -> None:
-        for name in ("data", "model"):
+        for name in ("data", "model", "sweep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"mesh.{name}={getattr(self, name)}: at least 1 is needed")
 
     @property
     def size(self) -> int:
         """Number of devices."""
-        return self.data * self.model
+        return self.data * self.model * self.sweep
 
 
 def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
     """An explicit mesh of axes (data, model) over the first ``config.size`` devices.
+
+    With ``config.sweep`` above 1 it has a first axis more, over which only stacks are split.
 
     Raises:
       ValueError: fewer devices than the mesh needs.
@@ -51,15 +58,22 @@ def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
     devices = jax.devices()
     if config.size > len(devices):
         raise ValueError(
-            f"mesh.data={config.data} x mesh.model={config.model} needs {config.size} devices, "
-            f"{len(devices)} {devices[0].platform} device(s) are here; make the mesh smaller"
+            f"mesh.data={config.data} x mesh.model={config.model} x mesh.sweep={config.sweep} needs "
+            f"{config.size} devices, {len(devices)} {devices[0].platform} device(s) are here; make the mesh smaller"
         )
+    sizes = {SWEEP: config.sweep} if config.sweep > 1 else {}
+    sizes |= {DATA: config.data, MODEL: config.model}
     return jax.make_mesh(
-        (config.data, config.model),
-        (DATA, MODEL),
-        axis_types=(AxisType.Explicit, AxisType.Explicit),
+        tuple(sizes.values()),
+        tuple(sizes),
+        axis_types=(AxisType.Explicit,) * len(sizes),
         devices=devices[: config.size],
     )
+
+
+def member_axis(mesh: Any) -> tuple[str, ...]:
+    """What a stacked array's spec begins with: the mesh axis of members, where there is one."""
+    return (SWEEP,) if SWEEP in mesh.axis_names else ()
 
 
 def spec(axes: tuple[str | None, ...], rules: Mapping[str, str] | None = None) -> jax.P:
@@ -78,9 +92,11 @@ def spec(axes: tuple[str | None, ...], rules: Mapping[str, str] | None = None) -
 
 def shardings(specs: Any, mesh: Any, strategy: str = "tp") -> Any:
     """The NamedSharding of every ArraySpec of a tree, in storage layout."""
-    return jax.tree.map(
-        lambda s: NamedSharding(mesh, spec(s.axes, STORE[strategy])), specs, is_leaf=_is_spec
-    )
+
+    def lay(s):
+        return NamedSharding(mesh, spec(s.axes, STORE[strategy]))
+
+    return jax.tree.map(lay, specs, is_leaf=_is_spec)
 
 
 def abstract(specs: Any, mesh: Any = None, strategy: str = "tp") -> Any:

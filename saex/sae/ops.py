@@ -26,7 +26,9 @@ from saex.kernels.sparse_affine.dead import largest, listed
 from saex.kernels.sparse_decode import sparse_decode
 from saex.kernels.topk import top_k
 from saex.sae.base import Codes, DenseCodes, Out, SparseCodes
-from saex.sharding import DATA, MODEL, spec
+from saex.sharding import COMPUTE, DATA, MODEL, SWEEP, spec
+
+MEMBERS = "s"  # the logical axis of a stack
 
 # ---------------------------------------------------------------- one device's part and the others'
 
@@ -241,7 +243,11 @@ def decode(method: Callable) -> Callable:
 
 
 def loss(method: Callable) -> Callable:
-    """Map ``loss(self, params, stats, batch, key, step, hyper) -> (scalar, Out)`` over the mesh."""
+    """Map ``loss(self, params, stats, batch, key, step, hyper) -> (scalar, Out)`` over the mesh.
+
+    Arrays of a stack (all but the batch) have a leading axis of members, one for each place on the
+    mesh's sweep axis; so have then the loss and all in Out.
+    """
 
     def public(self, params, stats, batch, key, step, hyper):
         specs = self.specs()
@@ -249,10 +255,31 @@ def loss(method: Callable) -> Callable:
         frozen = {k: s.axes for k, s in specs["params"].items() if k in self.frozen}
         out = ((), Out((), stats_axes, ("b", None), frozen))
         axes = (_axes(self, params), stats_axes, ("b",), (), (), ())
-        args = (params, stats, batch, key, step, hyper)
-        return _over_mesh(functools.partial(method, self), args, axes, out, rows=batch)
+        args, fn = (params, stats, batch, key, step, hyper), functools.partial(method, self)
+        if not _stacked(specs["params"], params):
+            return _over_mesh(fn, args, axes, out, rows=batch)
+        axes, out = _with_members(axes), _with_members(out)
+        axes = (*axes[:2], ("b",), *axes[3:])  # one batch for all members
+        return _over_mesh(functools.partial(_one_member, fn), args, axes, out, rows=batch)
 
     return _mapped(method, public)
+
+
+def _stacked(specs: Any, params: Any) -> bool:
+    name = next(iter(params))
+    return jnp.ndim(params[name]) > len(specs[name].shape)
+
+
+def _with_members(axes: Any) -> Any:
+    return jax.tree.map(lambda a: (MEMBERS, *a), axes, is_leaf=_is_axes)
+
+
+def _one_member(fn: Callable, params, stats, batch, key, step, hyper) -> Any:
+    """A device's own member of a stack: the axis of members is 1 long here."""
+    params, stats, key, step, hyper = jax.tree.map(
+        lambda a: a[0], (params, stats, key, step, hyper)
+    )
+    return jax.tree.map(lambda a: a[None], fn(params, stats, batch, key, step, hyper))
 
 
 def _mapped(method: Callable, public: Callable) -> Callable:
@@ -304,7 +331,7 @@ def _over_mesh(fn: Callable, args: tuple, in_axes: tuple, out_axes: Any, rows: A
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return fn(*args)
-    rules = None
+    rules = {**COMPUTE, MEMBERS: SWEEP}
     if not {DATA, MODEL} <= set(mesh.axis_names):
         split = tuple(jax.typeof(jax.tree.leaves(rows)[0]).sharding.spec)
         rules = {"b": split[0]} if split and split[0] is not None else {}

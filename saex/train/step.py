@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from saex.sae.base import split
+from saex.sharding import member_axis
 from saex.train.optim import Optim
 from saex.train.state import TrainState
 from saex.typing import Batch, Params
@@ -22,37 +23,62 @@ def make_step(
     scalars: the loss and its parts, gradient norm, learning rate, and ``finite``: whether the
     loss and every parameter after the update are finite.
     """
+    return jax.jit(update(sae, optim, steps), donate_argnums=0)
+
+
+def update(sae: Any, optim: Optim, steps: int) -> Callable:
+    """What ``make_step`` compiles.
+
+    On a mesh with a sweep axis every array but the batch has a leading axis of members. Their
+    losses are summed, which leaves each its own gradient; what follows is mapped over them.
+    """
     tx = optim.transformation()
     specs = sae.specs()["params"]
 
     def step_fn(state: TrainState, batch: Batch, key: jax.Array, hyper: Params):
+        members = bool(member_axis(jax.sharding.get_abstract_mesh()))
+        each = jax.vmap if members else lambda f: f
         trainable, frozen = split(state.params, specs)
-        key = jax.random.fold_in(key, state.step)
+        key = each(jax.random.fold_in)(key, state.step)
 
         def objective(trainable):
             params = {**trainable, **frozen}
-            return sae.loss(params, state.stats, batch, key, state.step, hyper)
+            loss, out = sae.loss(params, state.stats, batch, key, state.step, hyper)
+            return jnp.sum(loss), (loss, out)
 
-        (loss, out), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
-        grads = sae.project_gradients(state.params, grads)
-        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-        updates, opt_state = tx.update(grads, state.opt_state, trainable)
+        (_, (loss, out)), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
+        grads = each(sae.project_gradients)(state.params, grads)
+        norm = each(_norm)(grads)
+        updates, opt_state = each(tx.update)(grads, state.opt_state, trainable)
         lr = hyper["lr"] * optim.factor(state.step, steps)
-        trainable = jax.tree.map(lambda p, u: p - lr * u, trainable, updates)
+        trainable = each(_descend)(trainable, updates, lr)
         state = state.replace(
             step=state.step + 1,
             params={**trainable, **frozen, **out.frozen},
             opt_state=opt_state,
             stats=out.stats,
         )
-        state = sae.after_step(state, out, batch, key)
-        finite = jnp.isfinite(loss)
-        for p in jax.tree.leaves(state.params):
-            finite &= jnp.isfinite(jnp.sum(p))
+        state = each(lambda s, o, k: sae.after_step(s, o, batch, k))(state, out, key)
+        finite = each(_finite)(loss, state.params)
         metrics = {**out.metrics, "loss": loss, "grad_norm": norm, "lr": lr, "finite": finite}
         return state, metrics
 
-    return jax.jit(step_fn, donate_argnums=0)
+    return step_fn
+
+
+def _norm(grads: Params) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+
+
+def _descend(params: Params, updates: Params, lr: jax.Array) -> Params:
+    return jax.tree.map(lambda p, u: p - lr * u, params, updates)
+
+
+def _finite(loss: jax.Array, params: Params) -> jax.Array:
+    finite = jnp.isfinite(loss)
+    for p in jax.tree.leaves(params):
+        finite &= jnp.isfinite(jnp.sum(p))
+    return finite
 
 
 def hyper_arrays(sae: Any, optim: Optim, steps: int) -> Params:

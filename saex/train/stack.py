@@ -1,0 +1,95 @@
+"""Several dictionaries of equal shapes trained in one program, on one stream.
+
+Members may differ in seed, learning rate and whatever their method's ``hyper`` has. Each keeps a
+state of its own, in two layouts that may be combined: *slots*, states one behind the other in one
+program (unrolled: a member costs what it costs alone), and, on a mesh with a sweep axis, *places*,
+parts of the mesh that work at the same time. Member m is on place m % sweep of slot m // sweep.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saex.sharding import SWEEP, member_axis
+from saex.train.optim import Optim
+from saex.train.step import update
+
+
+def make_stack_step(sae: Any, optim: Optim, steps: int) -> Callable:
+    """The jitted, donated step (slots, batch, keys, hypers) -> (slots, metrics).
+
+    slots, keys, hypers and metrics are tuples, one entry per slot, each as ``make_step`` has it;
+    on a mesh with a sweep axis their arrays have a leading axis of members.
+    """
+    one = update(sae, optim, steps)
+
+    def step_fn(slots, batch, keys, hypers):
+        done = [one(state, batch, *rest) for state, *rest in zip(slots, keys, hypers)]
+        return tuple(state for state, _ in done), tuple(metrics for _, metrics in done)
+
+    return jax.jit(step_fn, donate_argnums=0)
+
+
+def places(mesh: Any) -> int:
+    """Members that work side by side on the mesh."""
+    return mesh.shape[SWEEP] if member_axis(mesh) else 1
+
+
+def place_of(mesh: Any, m: int) -> Any:
+    """The mesh of data and model that member m is on."""
+    if not member_axis(mesh):
+        return mesh
+    devices = mesh.devices[m % places(mesh)]
+    return jax.sharding.Mesh(devices, mesh.axis_names[1:], axis_types=mesh.axis_types[1:])
+
+
+def join(members: Sequence[Any], mesh: Any) -> tuple[Any, ...]:
+    """The slots of members' trees, each of which lies on its own place or on no mesh.
+
+    Raises:
+      ValueError: the sweep axis of the mesh does not divide the number of members.
+    """
+    size = places(mesh)
+    if len(members) % size:
+        raise ValueError(
+            f"{len(members)} members cannot be spread over mesh.sweep={size}: use a multiple of it"
+        )
+    if not member_axis(mesh):
+        return tuple(members)
+    groups = [members[i : i + size] for i in range(0, len(members), size)]
+    return tuple(jax.tree.map(lambda *leaves: _join(leaves, mesh), *group) for group in groups)
+
+
+def member(slots: Sequence[Any], m: int, mesh: Any) -> Any:
+    """Member m's tree, on its place."""
+    if not member_axis(mesh):
+        return slots[m]
+    size = places(mesh)
+    return jax.tree.map(lambda leaf: _part(leaf, m % size, place_of(mesh, m)), slots[m // size])
+
+
+def metrics_of(metrics: Sequence[Any], m: int, mesh: Any) -> dict[str, Any]:
+    """Member m's scalars, from a step's metrics."""
+    if not member_axis(mesh):
+        return metrics[m]
+    return {k: np.asarray(v)[m % places(mesh)] for k, v in metrics[m // places(mesh)].items()}
+
+
+def _join(leaves: Sequence[Any], mesh: Any) -> jax.Array:
+    """One array [members, ...] of arrays on the places of the mesh, without communication."""
+    if not isinstance(getattr(leaves[0], "sharding", None), jax.NamedSharding):
+        return jax.device_put(jnp.stack(leaves), jax.NamedSharding(mesh, jax.P(SWEEP)))
+    sharding = jax.NamedSharding(mesh, jax.P(SWEEP, *leaves[0].sharding.spec))
+    parts = [shard.data[None] for leaf in leaves for shard in leaf.addressable_shards]
+    shape = (len(leaves), *leaves[0].shape)
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def _part(leaf: jax.Array, place: int, mesh: Any) -> jax.Array:
+    """One member of a joined array, on its own mesh."""
+    sharding = jax.NamedSharding(mesh, jax.P(*leaf.sharding.spec[1:]))
+    parts = [s.data[0] for s in leaf.addressable_shards if s.index[0].start == place]
+    return jax.make_array_from_single_device_arrays(leaf.shape[1:], sharding, parts)

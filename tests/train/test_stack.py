@@ -1,0 +1,128 @@
+"""Members of a stack are their single runs: on slots, on places of a mesh, with a bad neighbour."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from saex.sae import SAES
+from saex.sharding import MeshConfig, make_mesh
+from saex.train import stack
+from saex.train.optim import Optim
+from saex.train.state import init_state
+from saex.train.step import hyper_arrays, make_step
+from tests.sae import toy
+
+D, N, STEPS = 16, 64, 8
+TRUTH = toy.directions(40, D)
+CONFIGS = [
+    MeshConfig(),
+    MeshConfig(sweep=4),
+    MeshConfig(sweep=2),
+    MeshConfig(data=2, model=2, sweep=2),
+    MeshConfig(data=2, sweep=2, strategy="fsdp"),
+]
+
+
+def batch(i):
+    return 3 * toy.batch(TRUTH, 128, 3, i) + 0.5
+
+
+def of(name, **fields):
+    return SAES[name](d_in=D, n=N, dead_after_tokens=300, **fields)
+
+
+def members(name):
+    """Four members that differ in seed, rate, and what their method may vary."""
+    if name == "topk":
+        saes = [
+            of("topk", k=k, aux_coefficient=c) for k, c in ((4, 0.1), (4, 0.5), (2, 0.1), (3, 0.1))
+        ]
+    elif name == "relu":
+        saes = [of("relu", l1=l1) for l1 in (0.01, 0.05, 0.1, 0.2)]
+    else:
+        saes = [of(name)] * 4
+    return saes, [Optim(lr=lr) for lr in (1e-3, 3e-3, 3e-3, 1e-2)]
+
+
+def state_of(sae, optim, seed, mesh, strategy="tp"):
+    sample = {"x": jnp.asarray(batch(10**6))}
+    with jax.set_mesh(mesh):
+        return init_state(sae, optim.transformation(), jax.random.key(seed), sample, mesh, strategy)
+
+
+def run(name, config, change=lambda m, state: state):
+    """(params of each member, its losses) of a stack."""
+    saes, optims = members(name)
+    mesh = make_mesh(config)
+    states = [
+        change(m, state_of(saes[m], optims[m], m, stack.place_of(mesh, m), config.strategy))
+        for m in range(4)
+    ]
+    step = stack.make_stack_step(saes[0], optims[0], STEPS)
+    slots = stack.join(states, mesh)
+    keys = stack.join([jax.random.key(m) for m in range(4)], mesh)
+    hypers = stack.join([hyper_arrays(*pair, STEPS) for pair in zip(saes, optims)], mesh)
+    losses = []
+    with jax.set_mesh(mesh):
+        for i in range(STEPS):
+            rows = {"x": jax.device_put(batch(i), jax.NamedSharding(mesh, jax.P("data")))}
+            slots, metrics = step(slots, rows, keys, hypers)
+            losses.append([float(stack.metrics_of(metrics, m, mesh)["loss"]) for m in range(4)])
+    ended = [jax.device_get(stack.member(slots, m, mesh).params) for m in range(4)]
+    return ended, np.array(losses).T
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """(params, losses) of each member of each method, trained by itself on one device."""
+
+    def single(sae, optim, seed):
+        mesh = make_mesh(MeshConfig())
+        state, losses = state_of(sae, optim, seed, mesh), []
+        with jax.set_mesh(mesh):
+            step, hyper = make_step(sae, optim, STEPS), hyper_arrays(sae, optim, STEPS)
+            for i in range(STEPS):
+                rows = {"x": jax.device_put(batch(i), jax.NamedSharding(mesh, jax.P("data")))}
+                state, metrics = step(state, rows, jax.random.key(seed), hyper)
+                losses.append(float(metrics["loss"]))
+        return jax.device_get(state.params), losses
+
+    return {
+        name: [single(*pair, seed) for seed, pair in enumerate(zip(*members(name)))]
+        for name in SAES
+    }
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("name", sorted(SAES))
+def test_each_member_is_its_single_run(name, config, alone):
+    ended, losses = run(name, config)
+    for m, (params, expected) in enumerate(alone[name]):
+        np.testing.assert_allclose(losses[m], expected, rtol=1e-5)
+        for key in params:
+            np.testing.assert_allclose(ended[m][key], params[key], atol=1e-4, err_msg=key)
+    assert len({round(float(loss), 4) for loss in losses[:, -1]}) == 4  # they do differ
+
+
+@pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(sweep=2)], ids=str)
+def test_a_member_that_is_not_finite_leaves_the_others_alone(config, alone):
+    def spoil(m, state):
+        return (
+            state.replace(params={**state.params, "b_enc": state.params["b_enc"] * jnp.nan})
+            if m == 1
+            else state
+        )
+
+    ended, losses = run("topk", config, spoil)
+    assert not np.isfinite(losses[1]).any()
+    for m in (0, 2, 3):
+        np.testing.assert_allclose(losses[m], alone["topk"][m][1], rtol=1e-5)
+        assert all(np.isfinite(leaf).all() for leaf in ended[m].values())
+
+
+def test_members_that_the_places_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="3 members cannot be spread over mesh.sweep=2"):
+        stack.join([jnp.zeros(())] * 3, make_mesh(MeshConfig(sweep=2)))
