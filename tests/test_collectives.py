@@ -15,7 +15,7 @@ MESHES = [
     MeshConfig(8, 1),
     MeshConfig(2, 4),
     MeshConfig(1, 8),
-    MeshConfig(2, 4, "fsdp"),
+    MeshConfig(2, 4, strategy="fsdp"),
 ]
 
 

@@ -83,14 +83,14 @@ def test_splitting_latents_divides_the_work_and_adds_exchanges_that_grow_with_th
 def test_splitting_rows_adds_a_sum_of_gradients_that_grows_with_the_dictionary():
     sent = {}
     for strategy in ("tp", "fsdp"):
-        mesh = MeshConfig(8, 1, strategy)
+        mesh = MeshConfig(8, 1, strategy=strategy)
         found = collectives.of_step(TopK(768, 24576), 8192, mesh)
         names = ("gradients", "weights", "biases")
         sent[strategy] = sum(c.sent for c in found if c.name in names)
         numbers = 2 * 768 * 24576 + 24576 + 768
         assert sent[strategy] == pytest.approx(2 * 7 / 8 * 4 * numbers)
     optimiser = [
-        seconds(floor(768, 24576, 32, 8192, mesh=MeshConfig(8, 1, s)))["optimiser"]
+        seconds(floor(768, 24576, 32, 8192, mesh=MeshConfig(8, 1, strategy=s)))["optimiser"]
         for s in ("tp", "fsdp")
     ]
     assert optimiser[0] == pytest.approx(8 * optimiser[1])
