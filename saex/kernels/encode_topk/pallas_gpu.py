@@ -64,7 +64,7 @@ def scores(
     Args:
       x, W: bfloat16 or float16, in multiples of a tile. g: divides ``LATENTS``.
     """
-    (b, d), n = x.shape, W.shape[1]
+    b, n = x.shape[0], W.shape[1]
     return plgpu.kernel(
         functools.partial(_tiles, g=g),
         out_type=(like(x, (b, n)), like(x, (n // g, b))),

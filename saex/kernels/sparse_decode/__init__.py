@@ -20,18 +20,22 @@ DECODE = {
     "reference": reference.decode,
     "cpu": cpu.decode,
     "gpu": xla_gpu.decode,
+    # Opt in by name until a GPU has measured it against "gpu".
+    "pallas_gpu": late("saex.kernels.sparse_decode.pallas_gpu", "decode"),
     "pallas_tpu": late("saex.kernels.sparse_decode.pallas_tpu", "decode"),
 }
 DOTS = {
     "reference": reference.dots,
     "cpu": cpu.dots,
     "gpu": xla_gpu.dots,
+    "pallas_gpu": late("saex.kernels.sparse_decode.pallas_gpu", "dots"),
     "pallas_tpu": late("saex.kernels.sparse_decode.pallas_tpu", "dots"),
 }
 SCATTER = {
     "reference": reference.scatter,
     "cpu": cpu.scatter,
     "gpu": xla_gpu.scatter,
+    "pallas_gpu": late("saex.kernels.sparse_decode.pallas_gpu", "scatter"),
     "pallas_tpu": late("saex.kernels.sparse_decode.pallas_tpu", "scatter"),
 }
 
