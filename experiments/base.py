@@ -44,6 +44,8 @@ def get_config(arg: str = "topk") -> ConfigDict:
             "steps": 1000,  # budget in updates, or ...
             "tokens": None,  # ... in rows; exactly one of the two; no default
             "seed": 0,  # of weights, data order and random draws
+            "data_seed": None,  # of the data order alone; None: seed
+            "members": (),  # a stack: trained together, ({"seed": 1, "optim.lr": 1e-3}, ...)
             "subject": {  # the model whose activations are taken: a row of MODELS, or None
                 "name": "pocket-lm",
                 "matmul": "bfloat16",  # inputs of its matmuls; or "float32"
@@ -61,6 +63,10 @@ def get_config(arg: str = "topk") -> ConfigDict:
                 "dtype": "bfloat16",  # of activations on disk; or "float32"
                 "segment_rows": 65_536,  # rows after which a segment is committed
                 "chunk_rows": 2048,  # rows a chunk of the store
+                "shuffle": True,  # put the rows of each training segment in random order
+                "norms": True,  # a column SITE.norm for each site
+                "parts": 1,  # written side by side by the processes of a job
+                "non_finite": "refuse",  # rows with NaN or infinity; or "drop"
             },
             "store": None,  # run: a store (a hash splits it), or a folder with train/, heldout/
             "stream": {  # how a store becomes batches
@@ -68,8 +74,11 @@ def get_config(arg: str = "topk") -> ConfigDict:
                 "window": 64,  # chunks shuffled together in memory
                 "exclude_positions": (0,),  # positions left out: the first is often an outlier
                 "exclude_tokens": (),  # token ids left out
+                "max_norm": 0.0,  # rows beyond so many times the median norm left out; 0: none
+                "lanes": 8,  # a multiple of the processes; each reads the lanes of its own rows
                 "threads": 1,  # run: threads that make batches; 0: on demand
                 "prefetch": 4,  # run: batches made ahead
+                "checksums": False,  # run: check every chunk as it is read
             },
             "optim": {  # Adam with linear warm-up and decay
                 "lr": None,  # peak learning rate; None: 2e-4 / sqrt(n / 2^14)
@@ -83,6 +92,7 @@ def get_config(arg: str = "topk") -> ConfigDict:
             "mesh": {  # run: the devices
                 "data": 1,  # groups that the rows of a batch are split over
                 "model": 1,  # groups that the latents are split over
+                "sweep": 1,  # groups that the members of a stack are spread over
                 "strategy": "tp",  # how state is stored: "tp", or "fsdp" (split over data as well)
             },
             "checkpoint": {  # run

@@ -43,6 +43,9 @@ class Harvest:
       dtype: of the activations on disk.
       segment_rows: rows after which a segment is written; a kill loses less than that.
       chunk_rows: rows per chunk of the store.
+      shuffle: whether the rows of each segment of the training store are put in random order, so
+        that any chunk has rows of many documents, and a batch is as good as one drawn at random.
+        Held-out stores keep contexts together, which evaluations need.
       norms: whether each site gets a column of its norms, `SITE.norm`, by which a stream can leave
         outliers out.
       parts: parts that the processes of a job write side by side, a whole number of them for each.
@@ -59,6 +62,7 @@ class Harvest:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     segment_rows: int = 65536
     chunk_rows: int = 2048
+    shuffle: bool = True
     norms: bool = True
     parts: int = 1
     non_finite: Literal["refuse", "drop"] = "refuse"
@@ -110,8 +114,8 @@ def harvest(
     """Runs the model over a split of the text and writes what its sites hold.
 
     Columns: one per site [width], its norm `SITE.norm` (float32), and `tokens`, `document` and
-    `position` (in the context, BOS is 0), all int32. Rows of a context follow each other; positions
-    of padding are left out. A store that
+    `position` (in the context, BOS is 0), all int32. Held-out rows of a context follow each other,
+    training rows do so with `cfg.shuffle` off; positions of padding are left out. A store that
     is complete is opened as it is; one that was stopped goes on at its last segment; one that lost
     segments (somebody deleted damaged ones) gets them anew. Of several processes the first writes
     and the others wait for it, or (`cfg.parts` above 1) each writes its share of the parts.
@@ -142,7 +146,8 @@ def harvest(
     )
     _check(model, cfg)
     _check_processes(cfg)
-    run = functools.partial(_Run, model, params, cfg, progress=progress)
+    shuffled = seed if cfg.shuffle and split == "train" else None
+    run = functools.partial(_Run, model, params, cfg, progress=progress, shuffle=shuffled)
 
     def open_writer(part: tuple[int, int] | None) -> StoreWriter:
         return StoreWriter(
@@ -210,9 +215,10 @@ def digest_of_params(params: Any) -> str:
 class _Run:
     """One process's work on a store: contexts in, committed segments out."""
 
-    def __init__(self, model, params, cfg, contexts, writer, progress, span=None):
+    def __init__(self, model, params, cfg, contexts, writer, progress, shuffle=None, span=None):
         self.cfg, self.contexts, self.writer, self.progress = cfg, contexts, writer, progress
         self.params, self.forward = params, _forward(model, cfg)
+        self.shuffle = shuffle
         self.first, self.end = span or (0, len(contexts))
         self.total = int(contexts.lengths[self.first : self.end].sum())
         self.done, self.started = 0, time.monotonic()
@@ -227,9 +233,10 @@ class _Run:
     def _replace(self, place: int) -> None:
         """Writes a lost segment anew, from the same contexts in the same batches."""
         before, after = self.writer.span(place)
-        for _, rows in self._batches(before.get("context", self.first), after["context"]):
+        start = before.get("context", self.first)
+        for _, rows in self._batches(start, after["context"]):
             self._append(rows)
-        self.writer.commit(after, replace=place)
+        self.writer.commit(after, replace=place, shuffle=self._key(start))
 
     def _finish(self) -> None:
         """Writes what is left, segment by segment, and marks the store complete."""
@@ -237,8 +244,13 @@ class _Run:
         for end, rows in self._batches(start, self.end):
             self._append(rows)
             if self.writer.buffered >= self.cfg.segment_rows or end == self.end:
-                self.writer.commit({"context": end})
+                self.writer.commit({"context": end}, shuffle=self._key(start))
+                start = end
         self.writer.finish()
+
+    def _key(self, context: int) -> tuple[int, ...] | None:
+        """What the order of the rows of the segment that begins at a context depends on."""
+        return None if self.shuffle is None else (self.shuffle, context)
 
     def _append(self, rows: dict[str, np.ndarray]) -> None:
         try:

@@ -32,7 +32,7 @@ def tmp_path(tmp_path):
 
 
 CONTEXT = 16
-CFG = Harvest(rows=2000, heldout_rows=300, batch=4, segment_rows=300, chunk_rows=64)
+CFG = Harvest(rows=2000, heldout_rows=300, batch=4, segment_rows=300, chunk_rows=64, shuffle=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +107,28 @@ def test_rows_are_the_sites_of_their_tokens(tmp_path):
         np.testing.assert_allclose(late, np.sin(mixed[:, :4] * 5), atol=1e-2)
 
 
+def test_rows_of_a_training_segment_are_shuffled_by_default(tmp_path):
+    cfg = dataclasses.replace(CFG, shuffle=True)
+    plain, store = run(tmp_path / "plain"), run(tmp_path / "shuffled", cfg=cfg)
+    at = 0
+    for segment in store.manifest.segments:
+        stop = at + segment.rows
+        rows = [
+            sorted(zip(*(s.read(n, at, stop).tolist() for n in ("document", "position", "tokens"))))
+            for s in (plain, store)
+        ]
+        assert rows[0] == rows[1], "a row left its segment"
+        document = store.read("document", at, stop)
+        assert segment.rows < 100 or (document[1:] == document[:-1]).mean() < 0.3
+        at = stop
+    norms = np.linalg.norm(store.read("late").astype(np.float32), axis=1)
+    np.testing.assert_allclose(store.read("late.norm"), norms, rtol=1e-6)
+    shutil.rmtree(tmp_path / "shuffled" / store.manifest.segments[2].path)
+    assert run(tmp_path / "shuffled", cfg=cfg).digest == store.digest
+    heldout = [run(tmp_path / f"h{i}", split="heldout", cfg=c) for i, c in enumerate((cfg, CFG))]
+    assert content(heldout[0]) == content(heldout[1])
+
+
 def test_norms_are_of_what_is_stored(tmp_path):
     store = run(tmp_path)
     for site in ("early", "late"):
@@ -168,7 +190,8 @@ def test_a_finished_store_is_opened_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("stop", [1, 7, 12, 30])
 def test_stopped_and_gone_on_is_unbroken_bit_for_bit(tmp_path, stop):
-    whole = run(tmp_path / "whole")
+    cfg = dataclasses.replace(CFG, shuffle=True)
+    whole = run(tmp_path / "whole", cfg=cfg)
     calls = []
 
     def kill(done, total, rate):
@@ -178,9 +201,9 @@ def test_stopped_and_gone_on_is_unbroken_bit_for_bit(tmp_path, stop):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "broken", progress=kill)
+        run(tmp_path / "broken", cfg=cfg, progress=kill)
     again = []
-    store = run(tmp_path / "broken", progress=lambda done, *_: again.append(done))
+    store = run(tmp_path / "broken", cfg=cfg, progress=lambda done, *_: again.append(done))
     assert content(store) == content(whole) and store.digest == whole.digest
     if stop == 12:
         assert again[0] > calls[3], "began anew instead of at the last committed segment"

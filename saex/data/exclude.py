@@ -34,11 +34,22 @@ class Kept:
     mask: np.ndarray | None
     info: dict[str, Any]
 
-    def places(self, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Where the kept rows are when these ranges are read one behind the other, int64."""
-        if self.mask is None:
-            return np.arange(sum(b - a for a, b in ranges))
-        return np.flatnonzero(np.concatenate([self.mask[a:b] for a, b in ranges]))
+    def places(self, chunks: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Where rows are when these chunks are read one behind the other, int64.
+
+        Args:
+          chunks: [n] numbers of chunks.
+          begins, ends: [n] from which to which of its kept rows each chunk gives.
+        """
+        parts, at = [np.zeros(0, np.int64)], 0
+        for chunk, low, high in zip(chunks, begins, ends):
+            start, stop = self.chunks[chunk]
+            kept = np.arange(low, high)
+            if self.mask is not None:
+                kept = np.flatnonzero(self.mask[start:stop])[low:high]
+            parts.append(kept + at)
+            at += stop - start
+        return np.concatenate(parts)
 
 
 def resolve(

@@ -1,9 +1,11 @@
 """The order of rows: a pure function of the seed, with no state to save.
 
-The stream is one endless sequence of rows, epoch after epoch; batch i is the rows
-[i * batch, (i + 1) * batch) of it. An epoch takes the chunks of the store in a random order, cuts
-them into windows of equal numbers of chunks, and each window gives its kept rows in random order.
-So where row number r of the sequence lies follows from prefix sums, without any replay.
+The stream is one endless sequence of rows, dealt out to `lanes` in turn: row s of it is row s //
+lanes of lane s % lanes. The rows [e * R, (e + 1) * R) of the sequence are epoch e. An epoch takes
+the chunks of the store in a random order and deals their rows to the lanes in contiguous shares;
+a lane cuts its share into windows of equal numbers of chunks, and each window gives its rows in
+random order. So where a lane's row number r lies follows from prefix sums, without any replay,
+and a process that serves some lanes reads the chunks of these lanes alone.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Which of the draws of an epoch: its order of chunks, or the order of rows in window `_ROWS + w`.
+# Which of the draws of an epoch: its order of chunks, or the order of rows in a window of a lane.
 _CHUNKS, _ROWS = 0, 1
 
 
@@ -28,67 +30,111 @@ class Piece(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """One epoch: the chunks in their order, and where windows end among chunks and kept rows."""
+    """A lane's share of one epoch.
+
+    chunks: [chunks] int64, in the order in which they are read. begins, ends: [chunks] int64, which
+    of a chunk's kept rows are in the share (of the first and the last chunk maybe not all are).
+    chunk_ends, row_ends: [windows] int64, where windows end among the chunks and the rows.
+    """
 
     chunks: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
     chunk_ends: np.ndarray
     row_ends: np.ndarray
 
 
-class Order:
-    """Where each row of the endless sequence lies.
+class Epochs:
+    """The order of chunks in each epoch; what the lanes of a store share.
 
     Attributes:
+      kept: [chunks] int64, rows of each chunk that are streamed; at least one in all.
+      key: what all draws depend on.
       rows: kept rows, the length of an epoch.
-      windows: windows per epoch.
     """
 
-    def __init__(self, kept: np.ndarray, seed: int, window: int):
-        """Prepares the order.
-
-        Args:
-          kept: [chunks] int64, rows of each chunk that are streamed; at least one in all.
-          seed: any integer from 0.
-          window: chunks that are shuffled together.
-        """
-        self._kept = kept
-        self._seed = seed
-        self.rows = int(kept.sum())
-        self.windows = max(1, -(-len(kept) // window))
+    def __init__(self, kept: np.ndarray, *key: int):
+        self.kept, self.key, self.rows = kept, key, int(kept.sum())
+        self._filled = np.flatnonzero(kept)
         # Threads ask for the same one or two epochs again and again.
+        self.chunks = functools.lru_cache(maxsize=4)(self._chunks)
+
+    def _chunks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The chunks that have kept rows, in their order, and where they end among these rows."""
+        chunks = self._filled[permutation(len(self._filled), *self.key, epoch, _CHUNKS)]
+        return chunks, np.cumsum(self.kept[chunks])
+
+
+class Order:
+    """Where each row of one lane lies.
+
+    Attributes:
+      window: chunks that are shuffled together.
+    """
+
+    def __init__(self, epochs: Epochs, window: int, lane: int = 0, lanes: int = 1):
+        self._epochs, self._lane, self._lanes = epochs, lane, lanes
+        self.window = window
         self._layout = functools.lru_cache(maxsize=4)(self._make_layout)
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        """The windows' parts that rows [start, stop) of the sequence are made of, in order."""
+        """The windows' parts that rows [start, stop) of the lane are made of, in order."""
         while start < stop:
-            epoch, at = divmod(start, self.rows)
-            ends = self._layout(epoch).row_ends
+            epoch = (start * self._lanes + self._lane) // self._epochs.rows
+            at, ends = start - self._first(epoch, self._lane), self._layout(epoch).row_ends
             window = int(np.searchsorted(ends, at, side="right"))
             begin = at - (int(ends[window - 1]) if window else 0)
             rows = min(stop - start, int(ends[window]) - at)
             yield Piece(epoch, window, begin, begin + rows)
             start += rows
 
-    def chunks(self, epoch: int, window: int) -> np.ndarray:
-        """The chunks of a window, int64, in the order in which they are read."""
+    def windows(self, epoch: int) -> int:
+        """Windows of an epoch; 0 where there are fewer rows than lanes and this one gets none."""
+        return len(self._layout(epoch).row_ends)
+
+    def chunks(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The chunks of a window in the order in which they are read, and from which to which of
+        its kept rows each belongs to it; int64.
+        """
         layout = self._layout(epoch)
         begin = int(layout.chunk_ends[window - 1]) if window else 0
-        return layout.chunks[begin : int(layout.chunk_ends[window])]
+        part = slice(begin, int(layout.chunk_ends[window]))
+        return layout.chunks[part], layout.begins[part], layout.ends[part]
 
     def shuffle(self, epoch: int, window: int) -> np.ndarray:
-        """The permutation of the kept rows of a window, int64."""
-        rows = int(self._kept[self.chunks(epoch, window)].sum())
-        return permutation(rows, self._seed, epoch, _ROWS + window)
+        """The permutation of the rows of a window, int64."""
+        _, begins, ends = self.chunks(epoch, window)
+        rows = int((ends - begins).sum())
+        return permutation(rows, *self._epochs.key, epoch, _ROWS, self._lane, window)
 
     def after(self, epoch: int, window: int) -> tuple[int, int]:
         """The (epoch, window) that follows."""
-        return (epoch, window + 1) if window + 1 < self.windows else (epoch + 1, 0)
+        if window + 1 < self.windows(epoch):
+            return epoch, window + 1
+        epoch += 1
+        while not self.windows(epoch):
+            epoch += 1
+        return epoch, 0
+
+    def _first(self, epoch: int, lane: int) -> int:
+        """A lane's first row in an epoch: the first r with r * lanes + lane in it."""
+        return -((lane - epoch * self._epochs.rows) // self._lanes)
 
     def _make_layout(self, epoch: int) -> Layout:
-        chunks = permutation(len(self._kept), self._seed, epoch, _CHUNKS)
+        chunks, ends = self._epochs.chunks(epoch)
+        counts = [self._first(epoch + 1, n) - self._first(epoch, n) for n in range(self._lane + 1)]
+        low, high = sum(counts[:-1]), sum(counts)
+        part = slice(int(np.searchsorted(ends, low, "right")), int(np.searchsorted(ends, high)) + 1)
+        if low == high:
+            part = slice(0, 0)
+        chunks, ends = chunks[part], ends[part]
+        before = ends - self._epochs.kept[chunks]
+        begins, ends = np.maximum(low, before) - before, np.minimum(high, ends) - before
         # Windows of equal size, so that an epoch does not end in a small, badly mixed one.
-        ends = np.arange(1, self.windows + 1) * len(chunks) // self.windows
-        return Layout(chunks, ends, np.cumsum(self._kept[chunks])[ends - 1])
+        windows = -(-len(chunks) // self.window)
+        chunk_ends = np.arange(1, windows + 1) * len(chunks) // max(1, windows)
+        row_ends = np.cumsum(ends - begins)[chunk_ends - 1]
+        return Layout(chunks, begins, ends, chunk_ends, row_ends)
 
 
 def permutation(n: int, *key: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from operator import index
 from pathlib import Path
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
@@ -15,16 +15,20 @@ from saex.data.manifest import MANIFEST, Column, StoreError
 from saex.data.store import Store
 from saex.data.text import HELDOUT_SHARE, check_split
 
+if TYPE_CHECKING:
+    from saex.data.mixed import Mixed
+
 DOCUMENT, POSITION = "document", "position"
 
 
-def open_split(path: str | os.PathLike, split: str) -> Store | Part:
+def open_split(path: str | os.PathLike, split: str) -> Store | Part | Mixed:
     """The training or the held-out side of what lies at ``path``.
 
     Args:
       path: a folder with the stores ``train`` and ``heldout``, as a harvest of text makes them, or
         one store, whose rows are then split by a hash: about 12% of its documents (column
         ``document``; without it, of its contexts by ``position``, else of its rows) are held out.
+        Or a JSON file that names several of these, to be mixed (``saex.data.mixed.open_mixed``).
       split: "train" or "heldout".
 
     Raises:
@@ -32,6 +36,10 @@ def open_split(path: str | os.PathLike, split: str) -> Store | Part:
     """
     check_split(split)
     folder = Path(path)
+    if folder.suffix == ".json":
+        from saex.data.mixed import open_mixed
+
+        return open_mixed(folder, split)
     if not (folder / MANIFEST).exists():
         return Store.open(folder / split)
     part = Part(Store.open(folder), split)

@@ -27,6 +27,7 @@ from saex.data.manifest import (
     segment_files,
 )
 from saex.data.manifest_json import check_columns, to_json
+from saex.data.order import permutation
 from saex.data.statistics import ColumnStats, merge_all, stats_from_json, stats_to_json
 from saex.data.store_lock import lock_folder
 from saex.data.store_names import Names
@@ -91,6 +92,7 @@ class StoreWriter:
         self.path = Path(path)
         self._buffer = RowBuffer(dict(columns), max_buffer_bytes, non_finite == "drop")
         self._names = Names(part)
+        self._shuffle: tuple[int, ...] | None = None
         self._lock = lock_folder(self.path, self._names.lock)
         try:
             self._manifest = start_from(self.path, wanted, self._names)
@@ -155,18 +157,25 @@ class StoreWriter:
             raise StoreError(f"{self.path} is complete: nothing can be added to it")
         self._buffer.append(rows, first_row=self.rows + self.buffered)
 
-    def commit(self, cursor: Mapping[str, Any], replace: int | None = None) -> None:
+    def commit(
+        self,
+        cursor: Mapping[str, Any],
+        replace: int | None = None,
+        shuffle: tuple[int, ...] | None = None,
+    ) -> None:
         """Writes what was appended as one segment and makes it part of the store.
 
         Args:
           cursor: JSON object, where the producer shall go on.
           replace: place of a lost segment that these rows stand for (see `missing`).
+          shuffle: whole numbers from 0 that decide a random order of the rows of the segment; None
+            leaves them as they came. A replaced segment needs what it had.
 
         Raises:
           StoreError: the disk is full or fails. Everything committed before is whole, the rows
             are still in memory, and `commit` may be tried again.
         """
-        cursor = _as_json(cursor, "cursor")
+        cursor, self._shuffle = _as_json(cursor, "cursor"), shuffle
         if replace is not None:
             return self._commit_in_place(replace)
         manifest, parts = self._manifest, self._parts
@@ -241,6 +250,9 @@ class StoreWriter:
 
     def _write_files(self, folder: Path) -> dict[str, ColumnStats]:
         columns, rows = self._manifest.columns, self._buffer.view()
+        if self._shuffle is not None:
+            order = permutation(self.buffered, *self._shuffle)
+            rows = {name: values[order] for name, values in rows.items()}
         chunk = self._manifest.chunk_rows
         opened = {
             n: shards.open_array(folder / n, c, self.buffered, chunk, create=True)

@@ -10,18 +10,21 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from saex.data.exclude import DEFAULT_POSITIONS, resolve
+from saex.data.exclude import DEFAULT_POSITIONS, Kept, resolve
+from saex.data.lanes import Lanes, parts_of
 from saex.data.lease import Lease
 from saex.data.manifest import Column, StoreError
-from saex.data.order import Order
-from saex.data.split import Part
+from saex.data.mixed import Mixed
+from saex.data.mixing import expected_distinct
+from saex.data.split import DOCUMENT, Part
 from saex.data.store import Store
-from saex.data.windows import Windows
 from saex.registry import run_field
 from saex.sharding import DATA
 
 # The sequence is endless; grain wants a length.
 _ENDLESS = 2**48
+# Up to so many rows the mixing is measured whenever a stream is opened; it takes milliseconds.
+_MIXING_ROWS = 2**22
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class Stream:
       batch: rows per step, over all processes.
       window: chunks of the store that are shuffled together in memory. A chunk is 2048 rows in a
         store that saex harvested, so 64 chunks of bf16 rows of width 768 take 201 MB, three times.
+      lanes: independent sequences that every batch is made of in equal parts. A process reads the
+        lanes of its own rows and no others, so a number that the number of processes divides; the
+        batches are the same for any such number.
       exclude_positions: positions in the context that are not streamed; position 0 is an attention
         sink in many models. Stores without positions (rows that are not text) are not filtered.
       exclude_tokens: token ids that are not streamed.
@@ -47,6 +53,7 @@ class Stream:
 
     batch: int = 4096
     window: int = 64
+    lanes: int = 8
     exclude_positions: tuple[int, ...] = DEFAULT_POSITIONS
     exclude_tokens: tuple[int, ...] = ()
     max_norm: float = 0.0
@@ -55,15 +62,22 @@ class Stream:
     checksums: bool = run_field(False)
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("window", 1), ("threads", 0), ("prefetch", 1)):
+        for name, least in (
+            ("batch", 1), ("window", 1), ("lanes", 1), ("threads", 0), ("prefetch", 1),
+        ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"stream.{name}={getattr(self, name)}: at least {least} is needed")
+        if self.batch % self.lanes:
+            raise ValueError(
+                f"stream.batch={self.batch} is not a multiple of stream.lanes={self.lanes}: use "
+                f"{-(-self.batch // self.lanes) * self.lanes}, or fewer lanes"
+            )
         if not 0 <= self.max_norm < float("inf"):
             raise ValueError(f"stream.max_norm={self.max_norm}: 0 (no limit) or a number above it")
 
     def open(
         self,
-        store: Store | Part,
+        store: Store | Part | Mixed,
         columns: Mapping[str, str] | Sequence[str],
         seed: int,
         mesh: Any = None,
@@ -86,6 +100,7 @@ class Stream:
         names = dict(columns) if isinstance(columns, Mapping) else {n: n for n in columns}
         _check_store(store, names)
         _check_mesh(self.batch, mesh)
+        _check_lanes(self.lanes, jax.process_count())
         if seed < 0:
             raise ValueError(f"seed={seed}: a seed is a whole number from 0")
         return Batches(self, store, names, seed, mesh, dtype)
@@ -99,41 +114,82 @@ class Batches:
     Attributes:
       info: what will be streamed and what is left out, for the log.
       batch: rows per batch.
-      rows: rows per epoch. Rows left over at its end open the next epoch's first batch.
+      rows: rows per epoch, of all stores. Rows left over at its end open the next epoch's first
+        batch; with several lanes its last batch holds them, each in its lane's place.
       steps_per_epoch: rows / batch, as a float.
     """
 
     def __init__(
         self,
         config: Stream,
-        store: Store | Part,
+        store: Store | Part | Mixed,
         names: dict[str, str],
         seed: int,
         mesh: Any,
         dtype: str | None,
     ):
-        sites = sorted(n for n in set(names.values()) if store.column(n).shape)
-        rules = config.exclude_positions, config.exclude_tokens, config.max_norm
-        kept = resolve(store, *rules, sites)
         self.batch = config.batch
-        self._config, self._names = config, names
+        self._config, self._names, self._store, self._seed = config, names, store, seed
         self._columns = {name: store.column(stored) for name, stored in names.items()}
         self._dtypes = {n: _dtype(c, dtype) for n, c in self._columns.items()}
-        self._order = Order(kept.counts, seed, config.window)
-        self.rows = self._order.rows
+        self._kept = [self._resolve(one) for one in parts_of(store)[0]]
+        self.rows = sum(int(kept.counts.sum()) for kept in self._kept)
         _check_rows(store, self.rows, config.batch)
-        stored = sorted(set(names.values()))
-        self._windows = Windows(store, stored, self._order, kept, config.checksums)
+        self._lanes = self._open_lanes(sorted(set(names.values())))
         self._lease = Lease()
         self._sharding = None if mesh is None else NamedSharding(mesh, jax.P(DATA))
         self.steps_per_epoch = self.rows / self.batch
         self.info = {
-            **kept.info,
+            **self._counts(),
             "steps_per_epoch": self.steps_per_epoch,
-            "windows_per_epoch": self._order.windows,
-            "window_rows": self._windows.rows,
-            "window_bytes": self._windows.nbytes,
+            "windows_per_epoch": self._lanes.windows,
+            "window_rows": self._lanes.rows,
+            "window_bytes": self._lanes.nbytes,
         }
+        if store.rows <= _MIXING_ROWS:
+            self.info |= self.mixing()
+
+    def mixing(self, steps: int = 4) -> dict[str, float]:
+        """Different documents in a batch: the mean of the first `steps` batches, and the mean of
+        batches that are drawn at random from all rows. {} for stores without documents, or several.
+        """
+        if DOCUMENT not in self._store.columns or isinstance(self._store, Mixed):
+            return {}
+        (kept,), found = self._kept, []
+        lanes = self._open_lanes([DOCUMENT])
+        column = self._store.column(DOCUMENT)
+        rows = np.empty((self.batch, *column.shape), column.numpy_dtype)
+        for step in range(min(steps, self.rows // self.batch)):
+            lanes.gather(step * self.batch, (step + 1) * self.batch, {DOCUMENT: rows})
+            found.append(len(np.unique(rows)))
+        lanes.close()
+        documents = self._store.read(DOCUMENT)
+        documents = documents if kept.mask is None else documents[kept.mask]
+        return {
+            "documents_per_batch": float(np.mean(found)),
+            "documents_per_random_batch": expected_distinct(documents, self.batch),
+        }
+
+    def _resolve(self, store: Store | Part) -> Kept:
+        config, stored = self._config, set(self._names.values())
+        sites = sorted(name for name in stored if store.column(name).shape)
+        rules = config.exclude_positions, config.exclude_tokens, config.max_norm
+        return resolve(store, *rules, sites)
+
+    def _open_lanes(self, columns: list[str]) -> Lanes:
+        config = self._config
+        return Lanes(
+            self._store, self._kept, columns, batch=config.batch, lanes=config.lanes,
+            window=config.window, seed=self._seed, checksums=config.checksums,
+        )  # fmt: skip
+
+    def _counts(self) -> dict[str, Any]:
+        """What is kept; of several stores the numbers of each, and their shares of a batch."""
+        if not isinstance(self._store, Mixed):
+            return self._kept[0].info
+        stores = zip(self._store.stores, self._store.weights, self._kept)
+        parts = [{"store": str(s.path), "share": w, **k.info} for s, w, k in stores]
+        return {"rows": self._store.rows, "rows_kept": self.rows, "stores": parts}
 
     def batch_at(self, step: int) -> dict[str, jax.Array]:
         """The batch of a step, made now: {name: [batch, *shape]}, rows over the data axis.
@@ -177,11 +233,7 @@ class Batches:
         stored = {c: self._columns[n] for n, c in self._names.items()}
         rows = stop - start
         out = {c: self._lease.empty((rows, *k.shape), k.numpy_dtype) for c, k in stored.items()}
-        at = 0
-        for piece in self._order.pieces(start, stop):
-            with self._windows.borrow(piece.epoch, piece.window) as window:
-                window.take(piece.start, piece.stop, out, at)
-            at += piece.stop - piece.start
+        self._lanes.gather(start, stop, out)
         return {n: cast(out[c], self._dtypes[n]) for n, c in self._names.items()}
 
     def sample(self, rows: int) -> dict[str, np.ndarray]:
@@ -190,7 +242,7 @@ class Batches:
 
     def close(self) -> None:
         """Stops reading ahead and frees the windows. Batches handed out stay good."""
-        self._windows.close()
+        self._lanes.close()
 
     def _parts(self) -> set[tuple[int, int]]:
         """The row ranges of a batch that this process's devices hold."""
@@ -222,7 +274,7 @@ class _Steps:
 
 
 def rows(
-    store: Store | Part,
+    store: Store | Part | Mixed,
     columns: Mapping[str, str] | Sequence[str],
     start: int = 0,
     stop: int | None = None,
@@ -256,7 +308,7 @@ def _dtype(column: Column, dtype: str | None) -> np.dtype:
     return Column(dtype=wanted).numpy_dtype
 
 
-def _check_store(store: Store | Part, names: Mapping[str, str]) -> None:
+def _check_store(store: Store | Part | Mixed, names: Mapping[str, str]) -> None:
     if not store.complete:
         raise StoreError(
             f"{store.path} is not complete ({store.rows} rows so far): its writer was stopped. "
@@ -266,11 +318,19 @@ def _check_store(store: Store | Part, names: Mapping[str, str]) -> None:
         store.column(stored)
 
 
-def _check_rows(store: Store | Part, kept: int, batch: int) -> None:
+def _check_rows(store: Store | Part | Mixed, kept: int, batch: int) -> None:
     if kept < batch:
         raise StoreError(
             f"{store.path} has {store.rows} rows, {kept} of which are kept: fewer than one batch "
             f"of {batch}. Harvest more rows, exclude fewer, or make stream.batch smaller"
+        )
+
+
+def _check_lanes(lanes: int, processes: int) -> None:
+    if lanes % processes:
+        raise ValueError(
+            f"stream.lanes={lanes} cannot be shared by {processes} processes: use a multiple, such "
+            f"as {-(-lanes // processes) * processes} (another number of lanes is another order)"
         )
 
 

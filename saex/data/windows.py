@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -59,26 +59,31 @@ class Windows:
         names: Sequence[str],
         order: Order,
         kept: Kept,
+        reader: Executor,
         checksums: bool = False,
     ):
-        """Prepares to read the columns `names`; reads nothing yet."""
-        self._checksums = checksums
+        """Prepares to read the columns `names` by the threads of `reader`; reads nothing yet."""
+        self._checksums, self._reader = checksums, reader
         self._store, self._names, self._order, self._kept = store, tuple(names), order, kept
         self._slots: dict[tuple[int, int], _Slot] = {}
         self._free: list[dict[str, np.ndarray]] = []
         self._lock = threading.Lock()
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="saex-window")
 
     @property
     def rows(self) -> int:
         """Upper bound of the rows of a window, excluded ones counted."""
-        chunks = -(-len(self._kept.chunks) // self._order.windows)
+        chunks = min(self._order.window, len(self._kept.chunks))
         return min(chunks * self._store.chunk_rows, self._store.rows)
 
     @property
     def nbytes(self) -> int:
         """Upper bound of the memory of one window; three are held at most in steady state."""
         return self.rows * sum(self._store.columns[n].row_bytes for n in self._names)
+
+    def want(self, epoch: int, window: int) -> None:
+        """Starts to read the window if it is not there."""
+        with self._lock:
+            self._slot((epoch, window))
 
     @contextmanager
     def borrow(self, epoch: int, window: int) -> Iterator[Window]:
@@ -101,8 +106,7 @@ class Windows:
                 slot.users -= 1
 
     def close(self) -> None:
-        """Stops reading ahead and lets go of the memory."""
-        self._reader.shutdown(wait=True, cancel_futures=True)
+        """Lets go of the memory; the reader's threads must have ended."""
         self._slots.clear()
         self._free.clear()
 
@@ -131,10 +135,11 @@ class Windows:
         with self._lock:
             buffers = self._free.pop() if self._free else None
         buffers = self._new_buffers() if buffers is None else buffers
-        ranges = [(int(a), int(b)) for a, b in self._kept.chunks[self._order.chunks(epoch, window)]]
+        chunks, begins, ends = self._order.chunks(epoch, window)
+        ranges = [(int(a), int(b)) for a, b in self._kept.chunks[chunks]]
         for name, buffer in buffers.items():
             self._store.read_ranges(name, ranges, buffer, self._checksums)
-        places = self._kept.places(ranges)
+        places = self._kept.places(chunks, begins, ends)
         return Window(buffers, places[self._order.shuffle(epoch, window)])
 
     def _new_buffers(self) -> dict[str, np.ndarray]:

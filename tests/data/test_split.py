@@ -78,7 +78,7 @@ def test_a_stream_of_a_side_gives_each_of_its_rows_once_an_epoch(tmp_path):
     n = np.arange(ROWS)
     write(tmp_path, document=n // 10, position=n % 10)
     side = open_split(tmp_path, "train")
-    batches = Stream(batch=32, window=5).open(side, ["x"], seed=0)
+    batches = Stream(batch=32, lanes=1, window=5).open(side, ["x"], seed=0)
     seen = batches.gather(0, batches.rows)["x"][:, 0].astype(int)
     batches.close()
     assert sorted(seen) == [i for i in numbers(side) if i % 10]  # position 0 is left out

@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 import saex.data.stream as stream
 from saex.data import Column, Store, StoreError, StoreWriter
 from saex.data.exclude import resolve
-from saex.data.order import Order
+from saex.data.order import Epochs, Order
 from saex.data.stream import Stream
 from saex.data.windows import Windows
 
@@ -56,7 +56,7 @@ def store(tmp_path_factory):
 
 
 COLUMNS = {"x": "site", "row": "row"}
-PLAIN = Stream(batch=64, window=5, exclude_positions=())
+PLAIN = Stream(batch=64, window=5, exclude_positions=(), lanes=1)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_jitted_step_takes_the_batch_under_the_mesh(store, opened):
 
 
 def test_exclusions_are_exact_and_counted(store, opened):
-    config = Stream(batch=64, window=5, exclude_positions=(0, 9), exclude_tokens=(3,))
+    config = Stream(batch=64, window=5, lanes=1, exclude_positions=(0, 9), exclude_tokens=(3,))
     batches = opened(config, store, columns=["row"])
     n = np.arange(ROWS)
     by_position = np.isin(n % CONTEXT, (0, 9))
@@ -194,7 +194,9 @@ def test_norm_outliers_are_left_out_by_a_rule_and_counted(opened, tmp_path):
     with StoreWriter(tmp_path, columns, chunk_rows=16) as writer:
         writer.append({"x": x, "x.norm": norms, "n": np.arange(300)})
         writer.finish()
-    batches = opened(Stream(batch=16, max_norm=6.0), Store.open(tmp_path), columns=["x", "n"])
+    batches = opened(
+        Stream(batch=16, lanes=1, max_norm=6.0), Store.open(tmp_path), columns=["x", "n"]
+    )
     kept = np.flatnonzero(norms <= np.float32(6 * np.median(norms.astype(np.float32))))
     assert 200 < len(kept) < 280
     assert sorted(batches.gather(0, batches.rows)["n"].tolist()) == kept.tolist()
@@ -268,14 +270,16 @@ def test_bad_input_is_named(store, opened, tmp_path):
     with pytest.raises(StoreError, match="0 of which are kept"):
         opened(Stream(batch=8, exclude_tokens=tuple(range(7))), store)
     with pytest.raises(ValueError, match=r"stream.batch=60 cannot be split over mesh.data=8.*64"):
-        opened(Stream(batch=60), store, mesh=mesh_of(8))
+        opened(Stream(batch=60, lanes=4), store, mesh=mesh_of(8))
     with pytest.raises(ValueError, match="needs 'data'"):
         opened(PLAIN, store, mesh=jax.make_mesh((2,), ("model",), devices=jax.devices()[:2]))
     with pytest.raises(ValueError, match="seed=-1"):
         opened(PLAIN, store, seed=-1)
     with pytest.raises(StoreError, match=r"not complete .*Run the same harvest again"):
         opened(PLAIN, write(tmp_path, finish=False))
-    for field in ("batch", "window", "prefetch"):
+    with pytest.raises(ValueError, match=r"stream.batch=12 is not a multiple of stream.lanes=8"):
+        Stream(batch=12)
+    for field in ("batch", "window", "lanes", "prefetch"):
         with pytest.raises(ValueError, match=f"stream.{field}=0"):
             Stream(**{field: 0})
 
@@ -325,13 +329,15 @@ def test_threads_that_jump_about_do_not_disturb_each_other(store, opened):
 
 def test_a_window_in_use_keeps_its_buffers(store):
     kept = resolve(store, (), ())
-    windows = Windows(store, ["row"], Order(kept.counts, seed=0, window=5), kept)
+    reader = ThreadPoolExecutor(1)
+    windows = Windows(store, ["row"], Order(Epochs(kept.counts, 0), window=5), kept, reader)
     with windows.borrow(0, 0) as held:
         before = held.buffers["row"].copy()
         for other in (3, 5, 7, 9, 11):
             with windows.borrow(0, other) as window:
                 assert not (window.buffers["row"] == before).all()
         assert (held.buffers["row"] == before).all()
+    reader.shutdown()
     windows.close()
 
 
