@@ -89,7 +89,7 @@ def select_topk(
       (values, indices): pre-activations of the survivors, 0 elsewhere. Exact, gradients too.
     """
     k_local = min(k, W_enc.shape[0])
-    chosen: tuple = encode_topk(*_own((x, b_pre, W_enc, b_enc)), k_local, matmul_dtype)
+    chosen: tuple = encode_topk(*own((x, b_pre, W_enc, b_enc)), k_local, matmul_dtype)
     values, indices = keep_largest(chosen[0], k, active_k), chosen[1]
     room = ((0, 0), (0, k - k_local))  # a shard of fewer than k latents still hands on k slots
     return jnp.pad(values, room), jnp.pad(indices, room)
@@ -120,7 +120,7 @@ def keep_largest(values: Float[Array, "b c"], k: int, active_k: Any) -> Float[Ar
 def decode_part(codes: Codes, W_dec: Float[Array, "n d"], matmul_dtype: str = "float32") -> Any:
     """The reconstruction (without bias) of all devices' codes, float32 [b, d]."""
     if isinstance(codes, SparseCodes):
-        y = sparse_decode(*_own((codes.values, codes.indices, W_dec)))
+        y = sparse_decode(*own((codes.values, codes.indices, W_dec)))
     else:
         y = jnp.einsum(
             "bn,nd->bd",
@@ -146,7 +146,7 @@ def affine_part(
     """
     weights = (x, *(params[name] for name in ("b_dec", "W_enc", "b_enc", "W_dec")))
     codes = jax.lax.stop_gradient(codes)
-    values, y = sparse_affine(*_own(weights), codes.values, codes.indices)
+    values, y = sparse_affine(*own(weights), codes.values, codes.indices)
     return SparseCodes(values, codes.indices), latents_sum(y)
 
 
@@ -173,7 +173,7 @@ def affine_part_aux(
     weights = (x, *(params[name] for name in ("b_dec", "W_enc", "b_enc", "W_dec")))
     codes, held, rows = jax.lax.stop_gradient((codes, params, x))
     cut = _dead_cut(held, rows, dead, k_aux, matmul_dtype)
-    args = _own((*weights, codes.values, codes.indices, listed(dead), cut))
+    args = own((*weights, codes.values, codes.indices, listed(dead), cut))
     values, y, y_dead, active = sparse_affine_aux(*args, matmul_dtype)
     served = latents_sum(jnp.sum(rows_sum(active) > 0, dtype=jnp.float32))
     return SparseCodes(values, codes.indices), latents_sum(y), latents_sum(y_dead), served
@@ -181,11 +181,11 @@ def affine_part_aux(
 
 def _dead_cut(params, x, dead, k_aux, matmul_dtype):
     """[b, 1]: each row's k_aux-th largest pre-activation over all devices' dead latents, or 0."""
-    weights = _own((x - params["b_dec"][None], params["W_enc"], params["b_enc"]))
+    weights = own((x - params["b_dec"][None], params["W_enc"], params["b_enc"]))
     k = min(k_aux, dead.shape[0])
 
     def search(args):
-        everyone = latents_gather(largest(*args, _own(listed(dead)), k, matmul_dtype))
+        everyone = latents_gather(largest(*args, own(listed(dead)), k, matmul_dtype))
         best, _ = top_k(everyone, min(k_aux, everyone.shape[1]))
         return best[:, -1:]
 
@@ -393,7 +393,7 @@ def _reduce(collective: Callable, x: Any, axis: str) -> Any:
     return collective(x, axis) if _bound(axis) else x
 
 
-def _own(tree: Any) -> Any:
+def own(tree: Any) -> Any:
     """Mark arrays as this device's own copies.
 
     An op with a hand-written gradient returns the gradient of its own part; the sum over devices

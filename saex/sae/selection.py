@@ -1,0 +1,129 @@
+"""Selection without a fixed number a row: over a whole batch, or above thresholds.
+
+Both take candidates first, the ``capacity`` largest of each row, and are exact where no row had
+more to give; whether that was so is returned, equal on all devices. ``exactly`` then takes the
+sparse way, or the dense one where it was not.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from saex.kernels.encode_topk import encode_topk
+from saex.sae import ops
+
+
+def batch_cut(values: Float[Array, "b c"], total: Any) -> Float[Array, ""]:
+    """The ``total``-th largest of all devices' values, at least 0: what a batch's top k begins at.
+
+    Args:
+      values: candidates, 0 where there is none; negative ones count as 0.
+      total: how many of the global batch shall be kept (rows times k), traced or not. Values equal
+        at the cut are all kept, so there may be more; fewer where fewer are above 0.
+
+    By bisection on the bits: counts alone travel between devices.
+    """
+    bits = jax.lax.bitcast_convert_type(jax.nn.relu(jax.lax.stop_gradient(values)), jnp.int32)
+
+    def halve(_, bounds):
+        low, high = bounds  # at least `total` values are >= low, fewer are >= high
+        middle = low + (high - low) // 2
+        count = ops.rows_sum(ops.latents_sum(jnp.sum(bits >= middle, dtype=jnp.int32)))
+        enough = count >= total
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    infinity = jax.lax.bitcast_convert_type(jnp.float32(jnp.inf), jnp.int32)
+    low, _ = jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), infinity))
+    return jax.lax.bitcast_convert_type(low, jnp.float32)
+
+
+def top_of_batch(
+    values: Float[Array, "b c"], n_local: int, total: Any
+) -> tuple[Float[Array, "b c"], Float[Array, ""], Bool[Array, ""]]:
+    """The values of a batch's top ``total``, 0 elsewhere (BatchTopK, Bussmann et al. 2024).
+
+    Args:
+      values: this device's candidates, largest first in each row.
+      n_local: latents that they were chosen from.
+      total: as ``batch_cut``.
+
+    Returns:
+      (values, cut, exact): exact is False where a row's last candidate was kept too, so that the
+      row may have had more.
+    """
+    cut = batch_cut(values, total)
+    kept = (values >= cut) & (values > 0)
+    exact = everywhere(~kept[:, -1]) if values.shape[1] < n_local else jnp.bool_(True)
+    return jnp.where(kept, values, 0), cut, exact
+
+
+def above(
+    x: Float[Array, "b d"],
+    b_pre: Float[Array, " d"],
+    W_enc: Float[Array, "n d"],
+    b_enc: Float[Array, " n"],
+    threshold: Float[Array, " n"],
+    capacity: int,
+    margin: float = 0.0,
+    matmul_dtype: str = "float32",
+) -> tuple[Float[Array, "b c"], Int[Array, "b c"], Bool[Array, "b c"], Bool[Array, ""]]:
+    """This device's latents whose pre-activation is above their own threshold (JumpReLU).
+
+    Args:
+      x, b_pre, W_enc, b_enc: as ``ops.select_topk``.
+      threshold: one a latent.
+      capacity: slots a row.
+      margin: also hand on latents that are up to this much below (half the bandwidth of a
+        straight-through estimator).
+      matmul_dtype: dtype of the matmul's inputs.
+
+    Returns:
+      (p, indices, active, exact): pre-activations of the ``capacity`` latents that are most above
+      their thresholds; which of them are above (p > threshold); whether no row had more of them
+      within the margin. Not differentiable: hand p on to ``ops.affine_part``.
+    """
+    weights = jax.lax.stop_gradient((x, b_pre, W_enc, b_enc - threshold))
+    size = min(capacity, W_enc.shape[0])
+    chosen: tuple = encode_topk(*ops.own(weights), size, matmul_dtype)
+    over, indices = chosen
+    exact = everywhere(over[:, -1] <= -margin) if size < W_enc.shape[0] else jnp.bool_(True)
+    return over + jax.lax.stop_gradient(threshold)[indices], indices, over > 0, exact
+
+
+def everywhere(ok: Bool[Array, " b"]) -> Bool[Array, ""]:
+    """Whether it holds in all rows on all devices."""
+    return ops.rows_sum(ops.latents_sum(jnp.sum(~ok, dtype=jnp.int32))) == 0
+
+
+def exactly(exact: Bool[Array, ""], sparse: Callable, dense: Callable, weights: Any) -> Any:
+    """``sparse(weights)`` where that is exact, else ``dense(weights)``, with that one's gradients.
+
+    Value and gradients are made inside one branch, so that the other one's arrays ([b, n] of the
+    dense way) exist only where it is taken. Both return (scalar, auxiliary tree) of equal types.
+
+    Args:
+      exact: equal on all devices.
+      sparse, dense: functions of ``weights`` alone (close over the rest).
+      weights: a tree of arrays.
+
+    Returns:
+      (scalar, auxiliary tree); gradients reach ``weights`` through the scalar alone.
+    """
+
+    @jax.custom_vjp
+    def either(weights):
+        return jax.lax.cond(exact, sparse, dense, weights)
+
+    def forward(weights):
+        both = [jax.value_and_grad(f, has_aux=True) for f in (sparse, dense)]
+        out, grads = jax.lax.cond(exact, *both, weights)
+        return out, grads
+
+    def backward(grads, cotangents):
+        return (jax.tree.map(lambda g: g * cotangents[0], grads),)
+
+    either.defvjp(forward, backward)
+    return either(weights)
