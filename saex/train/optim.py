@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
+
+from saex.train.moments import scale_by_adam_bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Optim:
       warmup: share of the run over which the rate rises from 0.
       decay: share of the run, at its end, over which it falls to 0.
       clip: largest global norm of the (projected) gradient; None: no clipping.
+      moments: how Adam's moments are kept; bfloat16 (rounded at random) takes half the memory.
     """
 
     lr: float | None = None
@@ -27,6 +30,7 @@ class Optim:
     warmup: float = 0.02
     decay: float = 0.2
     clip: float | None = None
+    moments: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.lr is not None and not self.lr > 0:
@@ -45,7 +49,8 @@ class Optim:
     def transformation(self) -> optax.GradientTransformation:
         """Clip and Adam's direction; the step multiplies by -rate, which reaches it traced."""
         clip = [optax.clip_by_global_norm(self.clip)] if self.clip is not None else []
-        return optax.chain(*clip, optax.scale_by_adam(self.b1, self.b2, self.eps))
+        adam = {"float32": optax.scale_by_adam, "bfloat16": scale_by_adam_bfloat16}[self.moments]
+        return optax.chain(*clip, adam(self.b1, self.b2, self.eps))
 
     def factor(self, step: Any, steps: int) -> Any:
         """The schedule in 0..1 at ``step`` (traced) of ``steps``."""

@@ -80,10 +80,13 @@ def metrics_of(metrics: Sequence[Any], m: int, mesh: Any) -> dict[str, Any]:
 
 def _join(leaves: Sequence[Any], mesh: Any) -> jax.Array:
     """One array [members, ...] of arrays on the places of the mesh, without communication."""
-    if not isinstance(getattr(leaves[0], "sharding", None), jax.NamedSharding):
+    devices = [getattr(leaf, "devices", set)() for leaf in leaves]
+    if sum(map(len, devices)) != mesh.size or set().union(*devices) != set(mesh.devices.flat):
+        # numbers and keys, which lie on one device or on all of them
         return jax.device_put(jnp.stack(leaves), jax.NamedSharding(mesh, jax.P(SWEEP)))
     sharding = jax.NamedSharding(mesh, jax.P(SWEEP, *leaves[0].sharding.spec))
-    parts = [shard.data[None] for leaf in leaves for shard in leaf.addressable_shards]
+    shards = [shard for leaf in leaves for shard in leaf.addressable_shards]
+    parts = [_alone(jnp.expand_dims, shard, 0) for shard in shards]
     shape = (len(leaves), *leaves[0].shape)
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
@@ -91,5 +94,12 @@ def _join(leaves: Sequence[Any], mesh: Any) -> jax.Array:
 def _part(leaf: jax.Array, place: int, mesh: Any) -> jax.Array:
     """One member of a joined array, on its own mesh."""
     sharding = jax.NamedSharding(mesh, jax.P(*leaf.sharding.spec[1:]))
-    parts = [s.data[0] for s in leaf.addressable_shards if s.index[0].start == place]
+    shards = [s for s in leaf.addressable_shards if s.index[0].start == place]
+    parts = [_alone(jnp.squeeze, shard, 0) for shard in shards]
     return jax.make_array_from_single_device_arrays(leaf.shape[1:], sharding, parts)
+
+
+def _alone(fn: Callable, shard: Any, *args: Any) -> jax.Array:
+    """``fn`` of one device's data, whatever mesh is in context."""
+    with jax.set_mesh(jax.sharding.Mesh([shard.device], ("alone",))):
+        return fn(shard.data, *args)

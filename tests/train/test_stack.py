@@ -1,7 +1,5 @@
 """Members of a stack are their single runs: on slots, on places of a mesh, with a bad neighbour."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,5 +122,5 @@ def test_a_member_that_is_not_finite_leaves_the_others_alone(config, alone):
 
 
 def test_members_that_the_places_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="3 members cannot be spread over mesh.sweep=2"):
+    with pytest.raises(ValueError, match=r"3 members cannot be spread over mesh\.sweep=2"):
         stack.join([jnp.zeros(())] * 3, make_mesh(MeshConfig(sweep=2)))
