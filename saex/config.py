@@ -15,13 +15,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saex import cost
 from saex.data.stream import Stream
 from saex.data.text import SOURCES, Stdlib
 from saex.harvest import Harvest
 from saex.models import MODELS, PocketLM
 from saex.registry import ConfigError, build, identity, near, run_field, section, to_dict
 from saex.sae import SAES
-from saex.sharding import MeshConfig, bytes_per_device, check_divisible
+from saex.sharding import MeshConfig, check_divisible
 from saex.train.optim import Optim
 
 
@@ -148,18 +149,14 @@ def describe(config: Config) -> str:
     specs = config.sae.specs()
     counts = {name: math.prod(s.shape) for name, s in specs["params"].items()}
     each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    state = sum(bytes_per_device(tree, config.mesh) for tree in specs.values())
-    weights = bytes_per_device(specs["params"], config.mesh)
-    rows = config.stream.batch // config.mesh.data
-    scores = 4 * rows * config.sae.n // config.mesh.model
+    memory = cost.memory(config.sae, config.stream.batch, config.mesh, config.harvest.dtype)
     lines = [
         json.dumps(to_json(config), indent=1),
         f"hash            {run_hash(config)}",
         f"budget          {config.n_steps:,} steps of {config.stream.batch:,} rows",
         f"learning rate   {config.optim.learning_rate(config.sae.n):.3g}",
         f"parameters      {sum(counts.values()):,} ({each})",
-        f"a device holds  {(state + 2 * weights) / 1e6:,.1f} MB of weights and optimiser, "
-        f"{weights / 1e6:,.1f} MB of gradients, {scores / 1e6:,.1f} MB of pre-activations",
+        str(memory),
     ]
     return "\n".join(lines)
 

@@ -11,6 +11,8 @@ from saex.cost import collectives
 from saex.cost.hardware import NAMES as NAMES
 from saex.cost.hardware import Hardware
 from saex.cost.hardware import hardware as hardware
+from saex.cost.memory import Memory as Memory
+from saex.cost.memory import of_step as memory_of_step
 from saex.cost.terms import ASSUMES as ASSUMES
 from saex.cost.terms import Term, of_step
 from saex.sharding import MeshConfig
@@ -88,6 +90,15 @@ def step(sae: Any, batch: int, mesh: MeshConfig, hardware: Hardware, dead: int =
     terms += [_exchange(c) for c in collectives.of_step(sae, batch, mesh, dead)]
     dtype = getattr(sae, "matmul_dtype", "float32")
     return Cost(tuple(_timed(t, hardware, dtype) for t in terms), batch, hardware)
+
+
+def memory(sae: Any, batch: int, mesh: MeshConfig, dtype: str = "bfloat16") -> Memory:
+    """What one device holds during a training step: see ``saex.cost.memory``.
+
+    Args:
+      sae: a dictionary. batch: rows of the global batch, of ``dtype``. mesh: how both are split.
+    """
+    return memory_of_step(sae, batch, mesh, dtype)
 
 
 def _exchange(c: collectives.Collective) -> Term:

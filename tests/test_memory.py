@@ -1,0 +1,55 @@
+"""Predicted bytes of a training step against the compiled program's own account of them."""
+
+import pytest
+
+from saex import cost
+from saex.sae import ReLU, TopK
+from saex.sharding import MeshConfig
+from tests import compiled
+
+CASES = {  # a dictionary, rows, a mesh: each is at its largest in another moment of the step
+    "selection by groups": (TopK(512, 8192, 32), 4096, MeshConfig(1, 1)),
+    "auxk": (TopK(256, 2048, 32), 4096, MeshConfig(1, 1)),
+    "bfloat16": (TopK(512, 8192, 32, matmul_dtype="bfloat16"), 2048, MeshConfig(1, 1)),
+    "update": (TopK(768, 24576, 32), 2048, MeshConfig(2, 4)),
+    "candidates of AuxK": (TopK(512, 8192, 32), 4096, MeshConfig(1, 8)),
+    "fsdp": (TopK(512, 16384, 32), 1024, MeshConfig(8, 1, strategy="fsdp")),
+    "fsdp, latents split": (TopK(256, 32768, 64), 2048, MeshConfig(2, 4, strategy="fsdp")),
+    "dense codes": (ReLU(256, 8192), 1024, MeshConfig(1, 1)),
+    "dense codes, split": (ReLU(512, 16384), 512, MeshConfig(2, 4)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prediction_is_within_a_tenth_of_the_compiled_program(name):
+    sae, batch, mesh = CASES[name]
+    program = compiled.train_step(sae, batch, mesh)
+    predicted = cost.memory(sae, batch, mesh)
+    given = program.memory_analysis().argument_size_in_bytes
+    exact = predicted.total - predicted.temporary
+    assert 0 <= given - exact <= 64  # the rest: learning rate, k and other scalars
+    assert predicted.total == pytest.approx(compiled.bytes_of(program), rel=0.1), f"\n{predicted}"
+
+
+def test_the_cases_differ_in_what_is_largest():
+    moments = [cost.memory(*CASES[name]).moments for name in CASES]
+    largest = {max(m, key=lambda name: m[name]) for m in moments}
+    assert largest == {"selection", "auxk", "update", "codes"}
+
+
+def test_fsdp_stores_a_part_where_tp_stores_a_copy():
+    meshes = [MeshConfig(8, 1, strategy=strategy) for strategy in ("tp", "fsdp")]
+    tp, fsdp = (cost.memory(TopK(512, 16384), 1024, mesh) for mesh in meshes)
+    assert fsdp.optimiser == pytest.approx(tp.optimiser / 8, rel=0.01)
+    assert fsdp.batch == tp.batch == 1024 // 8 * 512 * 2
+
+
+def test_a_dry_run_prints_the_prediction(capsys):
+    from saex import cli
+
+    argv = ["train", "--config=experiments/quickstart.py", "--dry_run", "--config.mesh.model=2"]
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    predicted = cost.memory(TopK(256, 2048, 32), 4096, MeshConfig(1, 2))
+    assert str(predicted) in out
+    assert f"a device holds  {predicted.total / 1e6:,.1f} MB" in out
