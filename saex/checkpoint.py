@@ -122,11 +122,14 @@ class Checkpointer:
         """Until everything that was started is on disk."""
         self._manager.wait_until_finished()
 
-    def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore(self, target: Any, at_most: int | None = None) -> tuple[Any, dict[str, Any]] | None:
         """The newest step that is whole, laid out as ``target``; None where there is no step.
+
+        Later steps are moved out of the way, so that they can be saved again.
 
         Args:
           target: TrainState of ShapeDtypeStructs with shardings.
+          at_most: the last step that is wanted; None: whichever is the newest.
 
         Returns:
           (state, meta).
@@ -136,6 +139,8 @@ class Checkpointer:
         """
         args, failures = self._ocp.args, []
         for step in reversed(self.steps()):
+            if at_most is not None and step > at_most:
+                continue
             try:
                 meta = _read_meta(self.path / str(step))
                 params, train = _items(target)
@@ -147,7 +152,7 @@ class Checkpointer:
                 )
                 _verify(meta, params=out["params"], train=out["train"])
                 state = target.replace(params=out["params"], **out["train"])
-                self._set_aside(step)
+                self.set_aside(step)
                 return state, meta
             except Exception as error:  # Orbax raises bare Exceptions for damaged files
                 failures.append(f"step {step}: {_first_line(error)}")
@@ -159,8 +164,8 @@ class Checkpointer:
             )
         return None
 
-    def _set_aside(self, good: int) -> None:
-        """Move steps after ``good``, which could not be used, to where they are in no one's way."""
+    def set_aside(self, good: int) -> None:
+        """Move steps after ``good``, which cannot be used, to where they are in no one's way."""
         later = [step for step in self.steps() if step > good]
         if not later:
             return

@@ -121,7 +121,8 @@ def _train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int | 
 
     result = loop.train(config, args.workdir, args.extend, args.allow_config_change)
     if distributed.is_main():
-        print(table(result))
+        for name, scores in result.get("members", {"": result}).items():
+            print(f"{args.workdir}/members/{name}" if name else "", table(scores), sep="\n")
         print(f"{args.workdir}: eval.json, report.html, metrics.jsonl, checkpoints/")
     return 0
 
@@ -136,7 +137,9 @@ def _eval(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from saex.evals import table
     from saex.evaluate import evaluate_run
 
-    print(table(evaluate_run(args.workdir)))
+    result = evaluate_run(args.workdir)
+    for name, scores in result.get("members", {args.workdir: result}).items():
+        print(name, table(scores), sep="\n")
 
 
 def _report(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:

@@ -80,7 +80,10 @@ class Config:
     Fields:
       sae: the dictionary, by name. site: the hook point that it is trained on.
       steps or tokens: the budget, in updates or in rows; exactly one.
-      seed: of weights, data order and draws.
+      seed: of weights, data order and draws. data_seed: of the data order alone; None: ``seed``.
+      members: a stack: dictionaries that are trained together on one stream, each as overrides of
+        this configuration, such as ``{"seed": 1, "optim.lr": 1e-3, "sae.k": 16}``: seeds, learning
+        rates, and what the method's ``hyper`` names (k up to this configuration's).
       subject: the model whose activations are taken; None for rows that no model of saex made
         (then there is no cross-entropy). text: the documents it reads.
       harvest: how they become a store. store: to use instead of harvesting into the workdir: a
@@ -94,6 +97,8 @@ class Config:
     steps: int | None = None
     tokens: int | None = None
     seed: int = 0
+    data_seed: int | None = None
+    members: tuple[dict[str, Any], ...] = ()
     subject: Any | None = section(MODELS, PocketLM)
     text: Any = section(SOURCES, Stdlib)
     harvest: Harvest = dataclasses.field(default_factory=Harvest)
@@ -123,11 +128,58 @@ class Config:
                 f"use a multiple of {self.mesh.data}"
             )
         check_divisible(self.sae.specs(), self.mesh)
+        _check_members(self)
+
+    @property
+    def order_seed(self) -> int:
+        """The seed of the data order."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def n_steps(self) -> int:
         """The budget in updates."""
         return self.steps if self.steps is not None else (self.tokens or 0) // self.stream.batch
+
+
+def expand(config: Config) -> list[Config]:
+    """The configuration of each member of a stack, as it would be trained alone; else itself.
+
+    Raises:
+      ConfigError: a member that changes what members must share, or a wrong value.
+    """
+    if not config.members:
+        return [config]
+    out = []
+    for i, overrides in enumerate(config.members):
+        mapping = {**to_dict(config), "members": [], "data_seed": config.order_seed}
+        mapping["mesh"] = {**mapping["mesh"], "sweep": 1}
+        for key, value in overrides.items():
+            _override(mapping, key, value, f"config.members[{i}]")
+        out.append(build(Config, mapping, f"config.members[{i}]"))
+    return out
+
+
+def _check_members(config: Config) -> None:
+    """Refuse a stack whose members could not share a program."""
+    if len(config.members) % config.mesh.sweep or (config.mesh.sweep > 1 and not config.members):
+        raise ValueError(
+            f"mesh.sweep={config.mesh.sweep} places for {len(config.members)} members: give a "
+            "multiple of mesh.sweep members (config.members)"
+        )
+    hyper = sorted(config.sae.hyper())
+    allowed = ["seed", "optim.lr", *(f"sae.{name}" for name in hyper)]
+    for i, overrides in enumerate(config.members):
+        for key, value in overrides.items():
+            if key not in allowed:
+                raise ValueError(
+                    f"members[{i}] changes {key!r}; members of a stack may differ in "
+                    f"{', '.join(allowed)}. Train what differs in more in a run of its own"
+                )
+            if key == "sae.k" and not value <= config.sae.k:
+                raise ValueError(
+                    f"members[{i}] has sae.k={value}, above the stack's sae.k={config.sae.k}: set "
+                    "config.sae.k to the largest of them"
+                )
 
 
 def resolve(mapping: Mapping[str, Any]) -> Config:
@@ -202,7 +254,7 @@ def load(file: str, overrides: Sequence[tuple[str, str]] = (), cls: type = Confi
         return build(cls, config.to_dict())
     mapping = to_dict(build(cls, config.to_dict()))
     for key, text in rest:
-        _override(mapping, key, text)
+        _override(mapping, key, literal(text), "--config")
     return build(cls, mapping)
 
 
@@ -220,7 +272,7 @@ def _set(config: Any, key: str, text: str) -> bool:
     return True
 
 
-def _override(mapping: dict[str, Any], key: str, text: str) -> None:
+def _override(mapping: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Put an override of a field that the file leaves at its default into the whole mapping."""
     *parents, last = key.split(".")
     node, seen = mapping, "config"
@@ -228,23 +280,23 @@ def _override(mapping: dict[str, Any], key: str, text: str) -> None:
         if not isinstance(node.get(part), dict):
             sections = sorted(k for k, v in node.items() if isinstance(v, dict))
             raise ConfigError(
-                f"--config.{key}: {seen} has no section {part!r}{near(part, sections)}; "
+                f"{where}.{key}: {seen} has no section {part!r}{near(part, sections)}; "
                 f"sections: {', '.join(sections)}"
             )
         node, seen = node[part], f"{seen}.{part}"
     if last not in node:
         raise ConfigError(
-            f"--config.{key}: {seen} has no field {last!r}{near(last, node)}; its fields: "
+            f"{where}.{key}: {seen} has no field {last!r}{near(last, node)}; its fields: "
             f"{', '.join(sorted(node))}"
         )
     if isinstance(node[last], dict):
-        raise ConfigError(f"--config.{key}: a section; override its fields one by one")
+        raise ConfigError(f"{where}.{key}: a section; override its fields one by one")
     if last == "name":
         raise ConfigError(
-            f"--config.{key}={text}: another kind of thing is chosen by the config's argument "
+            f"{where}.{key}={value}: another kind of thing is chosen by the config's argument "
             "(--config=FILE.py:ARG), since its fields are others too"
         )
-    node[last] = literal(text)
+    node[last] = value
 
 
 def literal(text: str) -> Any:

@@ -17,12 +17,20 @@ from saex.registry import ConfigError
 log = logging.getLogger("saex")
 
 
-def evaluate_run(workdir: str | pathlib.Path) -> dict[str, float]:
+def evaluate_run(workdir: str | pathlib.Path) -> dict[str, Any]:
     """Evaluate a run's newest checkpoint on its held-out store; writes and returns eval.json.
+
+    Of a stack, every member that did not fail: {"members": {name: its evaluation}}.
 
     Raises:
       CheckpointError, StoreError: nothing to evaluate, or nothing to evaluate it on.
     """
+    folder = pathlib.Path(workdir)
+    if folders := member_folders(folder):
+        result = {"members": {path.name: evaluate_run(path) for path in folders}}
+        if distributed.is_main():
+            metrics.write_json(folder / "eval.json", result)
+        return result
     config, folder, sae, params, heldout = _open_run(workdir)
     if config.eval.controls:
         k = getattr(sae, "k", None)
@@ -50,9 +58,17 @@ def evaluate_run(workdir: str | pathlib.Path) -> dict[str, float]:
 
 
 def report_run(workdir: str | pathlib.Path) -> pathlib.Path:
-    """Write report.html of a run's newest checkpoint; returns its path."""
+    """Write report.html of a run's newest checkpoint (of a stack, of each member's).
+
+    Returns:
+      Its path; of a stack the folder with the members.
+    """
     from saex import report
 
+    if folders := member_folders(pathlib.Path(workdir)):
+        for path in folders:
+            report_run(path)
+        return pathlib.Path(workdir) / "members"
     config, folder, sae, params, heldout = _open_run(workdir)
     if not distributed.is_main():
         return folder / "report.html"
@@ -68,6 +84,12 @@ def report_run(workdir: str | pathlib.Path) -> pathlib.Path:
         latents=config.report.latents,
         contexts=config.report.contexts,
     )
+
+
+def member_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The workdirs of a stack's members that did not fail; [] where the run is no stack."""
+    every = sorted((folder / "members").glob("*/config.json"))
+    return [path.parent for path in every if not (path.parent / "FAILED.json").exists()]
 
 
 def _open_run(workdir: str | pathlib.Path) -> tuple[Config, pathlib.Path, Any, Any, Any]:

@@ -16,15 +16,16 @@ from typing import Any
 import jax
 
 from saex import distributed, evals, metrics
-from saex.checkpoint import Checkpointer, versions
+from saex.checkpoint import versions
 from saex.config import Config, differences, run_hash, to_json
 from saex.data.split import open_split
 from saex.evaluate import evaluate_run, report_run, site_rows, store_folder
 from saex.harvest import harvest
+from saex.member import Member, members_of
 from saex.registry import ConfigError, identity
 from saex.sharding import make_mesh
-from saex.train.state import abstract_state, init_state
-from saex.train.step import hyper_arrays, make_step
+from saex.train import stack
+from saex.train.step import hyper_arrays
 
 EXIT_PREEMPTED = 42  # a checkpoint was saved; whoever launched this may start it again
 EXIT_NAN = 3  # not a code that restarts: the same numbers would come again
@@ -53,7 +54,7 @@ def train(
       allow_change: allow any other change of identity fields.
 
     Returns:
-      The content of ``eval.json``.
+      The content of ``eval.json``; of a stack {"members": {name: that of each}}.
 
     Raises:
       ConfigError: the workdir is of another configuration.
@@ -92,47 +93,55 @@ def train(
 def _fit(
     config: Config, folder: pathlib.Path, store: Any, heldout: Any, mesh: Any, stop: Any
 ) -> None:
-    """Update until the budget is spent and its last state is saved."""
-    sae, optim, steps = config.sae, config.optim, config.n_steps
+    """Update until the budget is spent and the last states are saved."""
+    steps = config.n_steps
     with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
-        stream = config.stream.open(store, {"x": config.site}, config.seed, mesh)
+        stream = config.stream.open(store, {"x": config.site}, config.order_seed, mesh)
         closing.callback(stream.close)
         log.info("stream: %s", stream.info)
-        checkpointer = Checkpointer(folder, config.checkpoint.keep)
-        closing.callback(checkpointer.close)
-        state, first = _restore_or_init(config, checkpointer, stream, store, mesh)
-        _write_config(config, folder)  # from here on the workdir is this configuration's
-        step_fn = make_step(sae, optim, steps)
-        hyper, key = hyper_arrays(sae, optim, steps), jax.random.key(config.seed)
-        log.info("learning rate %.3g, %d steps of %d rows", float(hyper["lr"]), steps, stream.batch)
-        writer, progress = _reporters(config, folder, first)
-        closing.callback(writer.close)
-        closing.callback(progress.close)
-        saved, pending = first, None  # pending: metrics of the step before, read one step late
+        members = members_of(config, folder)
+        for m in members:
+            closing.callback(m.open(config).close)
+        slots, first = _restore_or_init(config, members, stream, store, mesh)
+        for m in members:
+            _write_config(m.config, m.folder)  # from here on the folder is this configuration's
+            m.start(first)
+        if len(members) > 1:
+            _write_config(config, folder)
+        step_fn = stack.make_stack_step(config.sae, config.optim, steps)
+        hypers = [hyper_arrays(m.config.sae, m.config.optim, steps) for m in members]
+        keys = stack.join([jax.random.key(m.config.seed) for m in members], mesh)
+        rates = ", ".join(f"{float(h['lr']):.3g}" for h in hypers)
+        log.info("learning rate %s, %d steps of %d rows", rates, steps, stream.batch)
+        hypers = stack.join(hypers, mesh)
+        pending = None  # metrics of the step before, read one step late
         batches = stream.iterate(first)
         clock = _Clock(first)
 
         for step in range(first, steps):
             with clock:
                 batch = next(batches)
-            state, out = step_fn(state, batch, key, hyper)
+            slots, out = step_fn(slots, batch, keys, hypers)
             if pending is not None:
-                _record(writer, progress, config, *pending, saved, clock)
+                _record(members, mesh, config, *pending, clock)
             pending = (step + 1, out)
             stopping = stop.agreed(step)
             evaluating = bool(config.eval.every) and (step + 1) % config.eval.every == 0
             saving = (step + 1) % config.checkpoint.every == 0 or step + 1 == steps or stopping
-            if evaluating or saving:
-                _record(writer, progress, config, *pending, saved, clock)
-                pending = None  # seen finite: the state may be evaluated and saved
-            if evaluating:
-                writer.write(step + 1, _look(config, state.params, heldout))
-            if saving:
-                data = {"step": step + 1, "store": store.digest}
-                checkpointer.save(state, to_json(config), run_hash(config), data)
-                saved = step + 1
+            if not evaluating and not saving:
+                continue
+            _record(members, mesh, config, *pending, clock)
+            pending = None  # seen finite: states may be evaluated and saved
+            for i, m in enumerate(members):
+                if m.failed is None:
+                    state = stack.member(slots, i, mesh)
+                    with jax.set_mesh(stack.place_of(mesh, i)):
+                        if evaluating:
+                            m.writer.write(step + 1, _look(m.config, state.params, heldout))
+                        if saving:
+                            m.save(state, store.digest)
             if stopping and step + 1 < steps:
-                raise Preempted(f"SIGTERM: saved step {saved} of {steps}; run again to go on")
+                raise Preempted(f"SIGTERM: saved step {step + 1} of {steps}; run again to go on")
 
 
 def _look(config: Config, params: Any, heldout: Any) -> dict[str, float]:
@@ -143,46 +152,48 @@ def _look(config: Config, params: Any, heldout: Any) -> dict[str, float]:
 
 
 def _restore_or_init(
-    config: Config, checkpointer: Any, stream: Any, store: Any, mesh: Any
+    config: Config, members: list[Member], stream: Any, store: Any, mesh: Any
 ) -> tuple[Any, int]:
-    tx, strategy = config.optim.transformation(), config.mesh.strategy
-    restored = checkpointer.restore(abstract_state(config.sae, tx, mesh, strategy))
-    if restored is not None:
-        state, meta = restored
-        if meta["data"].get("store", store.digest) != store.digest:
-            raise ConfigError(
-                f"the checkpoint of step {meta['step']} was trained on another store than "
-                f"{store.path}: name that store by --config.store, or choose another --workdir"
-            )
-        log.info("resumed at step %d", meta["step"])
-        return state, meta["step"]
-    sample = stream.sample(SAMPLE_ROWS)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    return init_state(config.sae, tx, key, sample, mesh, strategy), 0
+    """(slots, step): every member at the newest step that all of them have, or all anew."""
+    places = [stack.place_of(mesh, i) for i in range(len(members))]
+    living = [m for m in members if m.failed is None]
+    wanted = min((max(m.checkpointer.steps(), default=0) for m in living), default=0)
+    restored = {}
+    while wanted:  # a damaged step sends everybody back to the one before
+        restored = {id(m): m.restore(place, store, wanted) for m, place in zip(members, places)}
+        reached = min(0 if (found := restored[id(m)]) is None else found[1] for m in living)
+        if reached == wanted:
+            break
+        wanted = reached
+    if not wanted:
+        for m in living:
+            m.checkpointer.set_aside(0)
+        sample = stream.sample(SAMPLE_ROWS)
+        return stack.join([m.init(p, sample) for m, p in zip(members, places)], mesh), 0
+    log.info("resumed at step %d", wanted)
+    states = []
+    for m, place in zip(members, places):
+        found = restored[id(m)]
+        # one that failed keeps its place in the program; what it computes is not looked at
+        states.append(m.init(place, stream.sample(SAMPLE_ROWS)) if found is None else found[0])
+    return stack.join(states, mesh), wanted
 
 
-def _record(writer, progress, config, step, out, saved, clock) -> None:
+def _record(members, mesh, config, step, out, clock) -> None:
     """Look at the metrics of a step that has (almost surely) finished."""
-    if not bool(out["finite"]):
-        raise NotFinite(
-            f"the loss or a parameter is not finite at step {step}; "
-            + (f"the last good checkpoint is of step {saved}" if saved else "no checkpoint yet")
-            + ". Lower optim.lr, set optim.clip=1.0, or look at the data"
-        )
-    if step % config.log.every == 0 or step in (1, config.n_steps):
-        values = {k: float(v) for k, v in out.items() if k != "finite"}
-        values |= {"tokens": step * config.stream.batch, **clock.read(step)}
-        writer.write(step, values)
-        note = "  ".join(f"{k} {values[k]:.4g}" for k in ("loss", "fvu", "l0") if k in values)
-        progress.update(step, note)
-
-
-def _reporters(config: Config, folder: pathlib.Path, first: int) -> tuple[Any, Any]:
-    """(writer, progress): one process speaks for all."""
-    if not distributed.is_main():
-        return metrics.Silent(), metrics.Silent()
-    writer = metrics.Writer(folder, first, config.log.tensorboard)
-    return writer, metrics.Progress("train", config.n_steps, first)
+    writing = step % config.log.every == 0 or step in (1, config.n_steps)
+    seconds = clock.read(step) if writing else {}
+    out = jax.device_get(out) if writing else [{"finite": jax.device_get(o["finite"])} for o in out]
+    for i, m in enumerate(members):
+        values = stack.metrics_of(out, i, mesh)
+        if m.failed is None and not bool(values["finite"]):
+            m.fail(step)
+        if writing and m.failed is None:
+            values = {k: float(v) for k, v in values.items() if k != "finite"}
+            m.write(step, {**values, "tokens": step * config.stream.batch, **seconds})
+    failed = [m for m in members if m.failed is not None]
+    if len(failed) == len(members):
+        raise NotFinite(failed[0].failed)
 
 
 class _Clock:

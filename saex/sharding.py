@@ -58,8 +58,9 @@ def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
     devices = jax.devices()
     if config.size > len(devices):
         raise ValueError(
-            f"mesh.data={config.data} x mesh.model={config.model} x mesh.sweep={config.sweep} needs "
-            f"{config.size} devices, {len(devices)} {devices[0].platform} device(s) are here; make the mesh smaller"
+            f"mesh.data={config.data} x mesh.model={config.model} x mesh.sweep={config.sweep} "
+            f"needs {config.size} devices, {len(devices)} {devices[0].platform} device(s) are "
+            "here; make the mesh smaller"
         )
     sizes = {SWEEP: config.sweep} if config.sweep > 1 else {}
     sizes |= {DATA: config.data, MODEL: config.model}

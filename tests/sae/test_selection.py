@@ -1,4 +1,4 @@
-"""Selection over a batch and above thresholds: the dense definition, on every mesh, or the fallback."""
+"""Selection over a batch and above thresholds: the dense definition on every mesh, or a no."""
 
 import functools
 

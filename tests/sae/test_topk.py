@@ -122,7 +122,7 @@ def dense_aux_k(params, x, residual, dead, k_aux):
 
 
 def aux_k(params, x, residual, dead):
-    """(AuxK with k_aux = 4, latents that it served), where no latent is chosen for the main part."""
+    """(AuxK with k_aux 4, latents it served), where no latent is chosen for the main part."""
     none = SparseCodes(jnp.zeros((x.shape[0], 1)), jnp.zeros((x.shape[0], 1), jnp.int32))
     _, y, y_dead, served = ops.affine_part_aux(params, x, none, dead, 4)
     assert y.shape == x.shape
