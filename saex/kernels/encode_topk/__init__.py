@@ -17,6 +17,7 @@ IMPLS = {
     # Opt in by name until a GPU has measured it against "gpu".
     "pallas_gpu": late("saex.kernels.encode_topk.pallas_gpu", "encode_topk"),
     "pallas_tpu": late("saex.kernels.encode_topk.pallas_tpu", "encode_topk"),
+    "tpu": late("saex.kernels.encode_topk.pallas_tpu", "encode_topk"),
 }
 
 

@@ -14,6 +14,9 @@ from saex.kernels.sparse_decode.pallas_tpu_latents import (
     rows_out,
     scalars_out,
 )
+from saex.kernels.sparse_decode.pallas_tpu_latents import (
+    vmem_bytes as latents_vmem,
+)
 
 
 def grads(
@@ -50,3 +53,9 @@ def _item(here, factors, fetched, tiles, add):
     add(1, dot(dz, x))
     # The sum over the chunk's slots, as a product: it comes out with a latent in each lane.
     add(2, dot(jnp.ones((SUBLANES, CHUNK), jnp.float32), dz, transposed=True))
+
+
+def vmem_bytes(o: int, d: int) -> int:
+    """VMEM of ``grads``: rows of g and x, a tile of W_dec, and tiles of the three gradients."""
+    o, d = (-(-width // LANES) * LANES for width in (o, d))
+    return latents_vmem(o + d, 2 * o + d + SUBLANES)

@@ -23,6 +23,7 @@ DECODE = {
     # Opt in by name until a GPU has measured it against "gpu".
     "pallas_gpu": late("saex.kernels.sparse_decode.pallas_gpu", "decode"),
     "pallas_tpu": late("saex.kernels.sparse_decode.pallas_tpu", "decode"),
+    "tpu": late("saex.kernels.sparse_decode.pallas_tpu", "decode"),
 }
 DOTS = {
     "reference": reference.dots,
@@ -30,6 +31,7 @@ DOTS = {
     "gpu": xla_gpu.dots,
     "pallas_gpu": late("saex.kernels.sparse_decode.pallas_gpu", "dots"),
     "pallas_tpu": late("saex.kernels.sparse_decode.pallas_tpu", "dots"),
+    "tpu": late("saex.kernels.sparse_decode.pallas_tpu", "dots"),
 }
 SCATTER = {
     "reference": reference.scatter,
@@ -37,6 +39,7 @@ SCATTER = {
     "gpu": xla_gpu.scatter,
     "pallas_gpu": late("saex.kernels.sparse_decode.pallas_gpu", "scatter"),
     "pallas_tpu": late("saex.kernels.sparse_decode.pallas_tpu", "scatter"),
+    "tpu": late("saex.kernels.sparse_decode.pallas_tpu", "scatter"),
 }
 
 

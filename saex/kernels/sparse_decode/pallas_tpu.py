@@ -1,6 +1,8 @@
 """Sparse decode on TPU: each slot's dictionary row is fetched from HBM by a DMA of its own.
 
 A TPU core has no gather from memory, but its DMA engines take a row number that was computed.
+What costs is the scalar work to start a fetch: slots are fetched in groups of eight, up to the last
+one in use, without a branch, and each group is waited for at once.
 Rows of the batch go through a ring of ``RING`` buffers, so that the fetches of one row run under
 the arithmetic of those before it; that arithmetic is float32 on the vector unit. The matrix unit
 would have to load every fetched row as weights for a single row of output.
@@ -26,11 +28,13 @@ RING = 4  # batch rows whose fetches are in flight or in use
 def decode(
     values: Float[Array, "b k"], indices: Int[Array, "b k"], rows: Float[Array, "n d"]
 ) -> Float[Array, "b d"]:
-    """y[b] = sum_j values[b, j] rows[indices[b, j]]; slots of value 0 fetch nothing."""
-    b, d = values.shape[0], rows.shape[1]
-    wanted = jnp.where(values != 0, indices, -1)
+    """y[b] = sum_j values[b, j] rows[indices[b, j]]; nothing is fetched behind a row's last slot
+    of a value that is not 0.
+    """
+    (b, k), d = values.shape, rows.shape[1]
+    used = jnp.max(jnp.where(values != 0, jnp.arange(1, k + 1)[None], 0), axis=1)
     columns = pad(values, ROWS, SUBLANES).T
-    y = _by_row(_decode_row, wanted, columns, pad(rows, 1, LANES), (b, d))
+    y = _by_row(_decode_row, indices, used, columns, pad(rows, 1, LANES))
     return y[:b, :d]
 
 
@@ -39,7 +43,8 @@ def dots(
 ) -> Float[Array, "b k"]:
     """dv[b, j] = <g[b], rows[indices[b, j]]>."""
     b, k = indices.shape
-    dv = _by_row(_dots_row, indices, pad(g, ROWS, LANES), pad(rows, 1, LANES), (k, b))
+    all_used = jnp.full((b,), k, jnp.int32)
+    dv = _by_row(_dots_row, indices, all_used, pad(g, ROWS, LANES), pad(rows, 1, LANES))
     return dv[:k, :b].T
 
 
@@ -56,15 +61,17 @@ def vmem_bytes(k: int, d: int) -> int:
     return 4 * (RING * slots * width + 2 * ROWS * (slots + width))
 
 
-def _by_row(compute, indices, operand, rows, out):
+def _by_row(compute, indices, used, operand, rows):
     """``compute`` on every batch row, with the dictionary rows that it names in VMEM.
 
-    operand, out: [k, b] or [b, d] (padded), in blocks of ROWS batch rows.
+    used: of a row's slots, the leading ones. operand: [k, b] or [b, d], padded, taken in blocks
+    of ROWS batch rows; what comes out is the other of the two.
     """
-    (b, k), d = indices.shape, rows.shape[1]
+    k, d = indices.shape[1], rows.shape[1]
     slots = -(-k // SUBLANES) * SUBLANES
-    # A row that only fills the last block fetches nothing.
-    indices = jnp.pad(indices, ((0, -b % ROWS), (0, 0)), constant_values=-1)
+    groups = -(-used // SUBLANES)
+    indices = pad(jnp.pad(indices, ((0, 0), (0, slots - k))), ROWS, 1)
+    wanted = jnp.concatenate([indices, pad(groups[:, None], ROWS, 1)], axis=1)
     padded = indices.shape[0]
     columns = pl.BlockSpec((slots, ROWS), lambda i: (0, i))
     whole = pl.BlockSpec((ROWS, d), lambda i: (i, 0))
@@ -73,7 +80,7 @@ def _by_row(compute, indices, operand, rows, out):
         functools.partial(_kernel, compute),
         grid=(padded // ROWS,),
         in_specs=[
-            pl.BlockSpec((ROWS, k), lambda i: (i, 0), memory_space=pltpu.SMEM),
+            pl.BlockSpec((ROWS, slots + 1), lambda i: (i, 0), memory_space=pltpu.SMEM),
             columns if transposed else whole,
             pl.BlockSpec(memory_space=pl.ANY),
         ],
@@ -85,43 +92,43 @@ def _by_row(compute, indices, operand, rows, out):
         ],
         compiler_params=params(vmem_bytes(k, d)),
         name=compute.__name__.strip("_"),
-    )(indices, operand, rows)
+    )(wanted, operand, rows)
 
 
-def _kernel(compute, indices, operand, rows, out, ring, arrived):
+def _kernel(compute, wanted, operand, rows, out, ring, arrived):
     """A software pipeline over the block's rows: fetch RING - 1 ahead, wait, compute."""
     for r in range(RING - 1):
-        _fetch(indices, rows, ring, arrived, r)
+        _fetch(wanted, rows, ring, arrived, r)
 
     @pl.loop(0, ROWS)
     def _(r):
         @pl.when(r + RING - 1 < ROWS)
         def _():
-            _fetch(indices, rows, ring, arrived, r + RING - 1)
+            _fetch(wanted, rows, ring, arrived, r + RING - 1)
 
-        _wait(indices, rows, ring, arrived, r)
+        _wait(wanted, ring, arrived, r)
         compute(r, operand, ring.at[r % RING], out)
 
 
-def _fetch(indices, rows, ring, arrived, r):
-    @pl.loop(0, indices.shape[1])
-    def _(j):
-        @pl.when(indices[r, j] >= 0)
-        def _():
-            _copy(indices[r, j], rows, ring, arrived, r, j).start()
+def _fetch(wanted, rows, ring, arrived, r):
+    """Start a copy for every slot of row r, group by group; the last column counts the groups."""
+    slot = r % RING
+
+    @pl.loop(0, wanted[r, wanted.shape[1] - 1])
+    def _(group):
+        for i in range(SUBLANES):
+            j = group * SUBLANES + i
+            source, to = rows.at[pl.ds(wanted[r, j], 1)], ring.at[slot, pl.ds(j, 1)]
+            pltpu.make_async_copy(source, to, arrived.at[slot]).start()
 
 
-def _wait(indices, rows, ring, arrived, r):
-    @pl.loop(0, indices.shape[1])
-    def _(j):
-        @pl.when(indices[r, j] >= 0)
-        def _():
-            _copy(0, rows, ring, arrived, r, j).wait()
+def _wait(wanted, ring, arrived, r):
+    slot = r % RING
 
-
-def _copy(index, rows, ring, arrived, r, j):
-    source, slot = rows.at[pl.ds(index, 1)], r % RING
-    return pltpu.make_async_copy(source, ring.at[slot, pl.ds(j, 1)], arrived.at[slot])
+    @pl.loop(0, wanted[r, wanted.shape[1] - 1])
+    def _(group):
+        rows = ring.at[slot, pl.ds(pl.multiple_of(group * SUBLANES, SUBLANES), SUBLANES)]
+        pltpu.make_async_copy(rows, rows, arrived.at[slot]).wait()  # as many bytes
 
 
 def _decode_row(r, values, fetched, out):

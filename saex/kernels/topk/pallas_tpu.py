@@ -1,5 +1,7 @@
 """top_k on TPU: one pass over the scores, binned and checked; see ``pallas_tpu_bins``."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -19,17 +21,24 @@ def top_k(scores: Float[Array, "b n"], k: int) -> tuple[Float[Array, "b k"], Int
     b, n = scores.shape
     if k > bins.MAX_K:
         return reference.top_k(scores, k)
-    rows, columns = bins.tile(b, n, k)
-    spec = pl.BlockSpec((rows, columns), lambda i, j: (i, j))
-    need = 2 * rows * columns * scores.dtype.itemsize
     values, indices, exact = bins.select(
-        lambda ref: ref[...].astype(jnp.float32),
-        *([scores], [spec], jax.typeof(scores), n, k, columns, need),
+        *(tile_of, [scores], [block(b, n, k)], jax.typeof(scores), n, k, bins.COLUMNS),
+        need=2 * bins.ROWS * bins.COLUMNS * scores.dtype.itemsize,
     )
     chosen = values.astype(scores.dtype), indices
     if bins.always_exact(n, k):
         return chosen
     return jax.lax.cond(exact, lambda: chosen, lambda: by_blocks(top_k_of(k), scores, n))
+
+
+def block(b: int, n: int, k: int) -> pl.BlockSpec:
+    """A tile of the scores."""
+    return pl.BlockSpec(bins.tile(b, n, k, bins.COLUMNS), lambda i, j: (i, j))
+
+
+def tile_of(scores: Any) -> Any:
+    """The scores of a block in float32, as which they are compared."""
+    return scores[...].astype(jnp.float32)
 
 
 def top_k_of(k: int):

@@ -38,21 +38,28 @@ def always_exact(n: int, k: int) -> bool:
     return n <= DEPTH * bins(k)
 
 
-def tile(b: int, n: int, k: int, columns: int = COLUMNS) -> tuple[int, int]:
+def tile(b: int, n: int, k: int, columns: int) -> tuple[int, int]:
     """(rows, columns) of a tile."""
     bound = -(-n // bins(k)) * bins(k)
     return min(ROWS, -(-b // 16) * 16), min(max(columns, bins(k)), bound)
 
 
-def vmem_bytes(b: int, n: int, k: int, columns: int = COLUMNS) -> int:
-    """VMEM of the selection: bins, this tile's scores and keys; heads; the [rows, k] blocks that come out."""
+def vmem_bytes(b: int, n: int, k: int, columns: int) -> int:
+    """VMEM of the selection: bins and their heads; a tile's scores and keys; blocks out."""
     rows, columns = tile(b, n, k, columns)
     out = 2 * 2 * rows * max(k, LANES) + 2 * SUBLANES * LANES
     return 4 * (rows * (bins(k) * (2 * DEPTH + 3) + 2 * columns) + out)
 
 
 def select(
-    score: Any, operands: list, specs: list, like: Any, n: int, k: int, columns: int, need: int
+    score: Any,
+    operands: list,
+    specs: list,
+    like: Any,
+    n: int,
+    k: int,
+    columns: int,
+    need: int,
 ) -> tuple[Any, Any, Any]:
     """Values [b, k] float32, columns [b, k] int32, and whether all rows are exact (a bool).
 
@@ -60,7 +67,7 @@ def select(
       score: operands' refs -> float32 scores [rows, columns] of one tile.
       operands, specs: its arrays and their blocks, over the grid (tiles of rows, of columns).
       like: [b, n] shape and the mesh axes that the rows vary over.
-      columns: of a tile, at most. need: bytes of VMEM for the operands' blocks.
+      columns: of a tile, at most. need: bytes of VMEM that the operands' blocks take.
     """
     b = like.shape[0]
     rows, columns = tile(b, n, k, columns)

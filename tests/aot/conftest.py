@@ -1,0 +1,9 @@
+"""Compilers for devices that are not here."""
+
+import os
+
+import jax
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server to ask
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nobody opens a device
+jax.config.update("jax_platforms", "cpu")  # a TPU's library without a TPU would not start
