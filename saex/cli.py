@@ -167,7 +167,8 @@ def _cost(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 
     config = configs.load(args.config, overrides)
     machine = cost.hardware(args.hardware)
-    floor = cost.step(config.sae, config.stream.batch, config.mesh, machine, args.dead)
+    given = config.sae, config.stream.batch, config.mesh, machine, args.dead, config.optim.moments
+    floor = cost.step(*given)
     if args.json:
         print(json.dumps(floor.to_dict(), indent=1))
         return

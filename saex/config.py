@@ -201,7 +201,8 @@ def describe(config: Config) -> str:
     specs = config.sae.specs()
     counts = {name: math.prod(s.shape) for name, s in specs["params"].items()}
     each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    memory = cost.memory(config.sae, config.stream.batch, config.mesh, config.harvest.dtype)
+    dtypes = config.harvest.dtype, config.optim.moments
+    memory = cost.memory(config.sae, config.stream.batch, config.mesh, *dtypes)
     lines = [
         json.dumps(to_json(config), indent=1),
         f"hash            {run_hash(config)}",

@@ -100,6 +100,14 @@ def test_one_device_exchanges_nothing():
     assert collectives.of_step(TopK(64, 1024), 256, ONE) == []
 
 
+def test_moments_in_bfloat16_move_and_hold_less():
+    sae, h200 = TopK(768, 24576, matmul_dtype="bfloat16"), cost.hardware("h200")
+    full, half = (cost.step(sae, 4096, ONE, h200, moments=m) for m in ("float32", "bfloat16"))
+    assert seconds(half)["optimiser"] == pytest.approx(18 / 26 * seconds(full)["optimiser"])
+    held = [cost.memory(sae, 4096, ONE, moments=m).optimiser for m in ("float32", "bfloat16")]
+    assert held[1] == pytest.approx(held[0] / 2)
+
+
 def test_an_unknown_machine_is_refused():
     with pytest.raises(ValueError, match=r"h100.*choose from h200, v5e"):
         cost.hardware("h100")

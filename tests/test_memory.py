@@ -13,10 +13,9 @@ CASES = {  # a dictionary, rows, a mesh: each is at its largest in another momen
     "bfloat16": (TopK(512, 8192, 32, matmul_dtype="bfloat16"), 2048, MeshConfig(1, 1)),
     "update": (TopK(768, 24576, 32), 2048, MeshConfig(2, 4)),
     "candidates of AuxK": (TopK(512, 8192, 32), 4096, MeshConfig(1, 8)),
-    "fsdp": (TopK(512, 16384, 32), 1024, MeshConfig(8, 1, strategy="fsdp")),
+    "fsdp": (TopK(512, 8192, 32), 1024, MeshConfig(8, 1, strategy="fsdp")),
     "fsdp, latents split": (TopK(256, 32768, 64), 2048, MeshConfig(2, 4, strategy="fsdp")),
     "dense codes": (ReLU(256, 8192), 1024, MeshConfig(1, 1)),
-    "dense codes, split": (ReLU(512, 16384), 512, MeshConfig(2, 4)),
 }
 
 

@@ -76,7 +76,14 @@ class Cost:
         return "\n".join(lines)
 
 
-def step(sae: Any, batch: int, mesh: MeshConfig, hardware: Hardware, dead: int = 0) -> Cost:
+def step(
+    sae: Any,
+    batch: int,
+    mesh: MeshConfig,
+    hardware: Hardware,
+    dead: int = 0,
+    moments: str = "float32",
+) -> Cost:
     """The floor of one training step.
 
     Args:
@@ -85,20 +92,24 @@ def step(sae: Any, batch: int, mesh: MeshConfig, hardware: Hardware, dead: int =
       mesh: how rows and latents are split.
       hardware: what one device can do.
       dead: latents that AuxK computes, over all shards.
+      moments: dtype of Adam's moments.
     """
-    terms = of_step(sae, batch, mesh, dead)
+    terms = of_step(sae, batch, mesh, dead, moments)
     terms += [_exchange(c) for c in collectives.of_step(sae, batch, mesh, dead)]
     dtype = getattr(sae, "matmul_dtype", "float32")
     return Cost(tuple(_timed(t, hardware, dtype) for t in terms), batch, hardware)
 
 
-def memory(sae: Any, batch: int, mesh: MeshConfig, dtype: str = "bfloat16") -> Memory:
+def memory(
+    sae: Any, batch: int, mesh: MeshConfig, dtype: str = "bfloat16", moments: str = "float32"
+) -> Memory:
     """What one device holds during a training step: see ``saex.cost.memory``.
 
     Args:
       sae: a dictionary. batch: rows of the global batch, of ``dtype``. mesh: how both are split.
+      moments: dtype of Adam's moments.
     """
-    return memory_of_step(sae, batch, mesh, dtype)
+    return memory_of_step(sae, batch, mesh, dtype, moments)
 
 
 def _exchange(c: collectives.Collective) -> Term:

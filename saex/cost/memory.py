@@ -78,12 +78,18 @@ class Memory:
         return "\n".join(lines)
 
 
-def of_step(sae: Any, batch: int, mesh: MeshConfig, dtype: str = "bfloat16") -> Memory:
+def of_step(
+    sae: Any,
+    batch: int,
+    mesh: MeshConfig,
+    dtype: str = "bfloat16",
+    moments: str = "float32",
+) -> Memory:
     """The bytes of one training step with the CPU's kernels.
 
     Args:
       sae: a dictionary. batch: rows of the global batch. mesh: how rows and latents are split.
-      dtype: of the batch.
+      dtype: of the batch. moments: dtype of Adam's.
     """
     specs = sae.specs()
     trainable = {name: s for name, s in specs["params"].items() if s.trainable}
@@ -91,7 +97,7 @@ def of_step(sae: Any, batch: int, mesh: MeshConfig, dtype: str = "bfloat16") -> 
     rows = batch // mesh.data
     return Memory(
         parameters=bytes_per_device(specs["params"], mesh),
-        optimiser=2 * bytes_per_device(trainable, mesh) + 4,
+        optimiser=2 * bytes_per_device(trainable, mesh) * _itemsize(moments) // 4 + 4,
         statistics=bytes_per_device(specs["stats"], mesh),
         batch=rows * width * _itemsize(dtype),
         moments=_sparse(sae, rows, mesh) if is_sparse(sae) else _dense(sae, rows, mesh),

@@ -17,9 +17,9 @@ A floor: what the best kernels would take, terms one after the other without ove
   W_enc once; the gradient of the pre-bias is a matrix-vector product.
 - Dense codes: every matmul of the autodiff pass (10 b d n FLOPs, no gradient for the batch) and six
   passes over [b, n] arrays.
-- Optimiser: Adam reads and writes weights and two float32 moments once, in the pass that makes the
-  gradient, projections included: 24 bytes a number, 26 with a bfloat16 copy. With rows split over
-  devices the summed gradient passes through memory as well: 8 more.
+- Optimiser: Adam reads and writes weights and two moments once, in the pass that makes the
+  gradient, projections included: 24 bytes a number (16 with moments in bfloat16), 2 more for a
+  bfloat16 copy. With rows split over devices the summed gradient passes through memory too: 8 more.
 - AuxK, for the dead latents given: five dense matmuls on a compacted block of them.
 - Exchanges: rings along one mesh axis; payloads are float32."""
 
@@ -34,7 +34,9 @@ class Term:
     sent: float | int = 0
 
 
-def of_step(sae: Any, batch: int, mesh: MeshConfig, dead: int = 0) -> list[Term]:
+def of_step(
+    sae: Any, batch: int, mesh: MeshConfig, dead: int = 0, moments: str = "float32"
+) -> list[Term]:
     """All terms but the exchanges; see ``ASSUMES``."""
     b, n = batch // mesh.data, sae.n // mesh.model
     s = 2 if getattr(sae, "matmul_dtype", "float32") == "bfloat16" else 4
@@ -45,7 +47,7 @@ def of_step(sae: Any, batch: int, mesh: MeshConfig, dead: int = 0) -> list[Term]
         terms += _dense(b, n, sae.d_in, sae.d_out, s)
     if dead:
         terms.append(_aux(b, dead // mesh.model, sae.d_in, sae.d_out, s))
-    return [*terms, _optimiser(n * (sae.d_in + sae.d_out), s, mesh)]
+    return [*terms, _optimiser(n * (sae.d_in + sae.d_out), s, mesh, moments)]
 
 
 def _sparse(b: int, n: int, k: int, d_in: int, d_out: int, s: int) -> list[Term]:
@@ -74,7 +76,8 @@ def _aux(b: int, dead: int, d_in: int, d_out: int, s: int) -> Term:
     return Term("auxk", flops, 4 * s * b * dead + 3 * s * dead * (d_in + d_out))
 
 
-def _optimiser(numbers: int, s: int, mesh: MeshConfig) -> Term:
+def _optimiser(numbers: int, s: int, mesh: MeshConfig, moments: str) -> Term:
     split = mesh.data if mesh.strategy == "fsdp" else 1
-    each = 24 + (2 if s == 2 else 0) + (8 if mesh.data > 1 else 0)
-    return Term("optimiser", 0.0, each * numbers / split)
+    each = 8 + (8 if moments == "bfloat16" else 16)
+    each += (2 if s == 2 else 0) + (8 if mesh.data > 1 else 0)
+    return Term("optimiser", 0, each * numbers / split)
