@@ -146,7 +146,8 @@ def affine_part(
     """
     weights = (x, *(params[name] for name in ("b_dec", "W_enc", "b_enc", "W_dec")))
     codes = jax.lax.stop_gradient(codes)
-    values, y = sparse_affine(*own(weights), codes.values, codes.indices)
+    out: tuple = sparse_affine(*own(weights), codes.values, codes.indices)
+    values, y = out
     return SparseCodes(values, codes.indices), latents_sum(y)
 
 
@@ -174,7 +175,8 @@ def affine_part_aux(
     codes, held, rows = jax.lax.stop_gradient((codes, params, x))
     cut = _dead_cut(held, rows, dead, k_aux, matmul_dtype)
     args = own((*weights, codes.values, codes.indices, listed(dead), cut))
-    values, y, y_dead, active = sparse_affine_aux(*args, matmul_dtype)
+    out: tuple = sparse_affine_aux(*args, matmul_dtype)
+    values, y, y_dead, active = out
     served = latents_sum(jnp.sum(rows_sum(active) > 0, dtype=jnp.float32))
     return SparseCodes(values, codes.indices), latents_sum(y), latents_sum(y_dead), served
 
@@ -184,8 +186,10 @@ def _dead_cut(params, x, dead, k_aux, matmul_dtype):
     weights = own((x - params["b_dec"][None], params["W_enc"], params["b_enc"]))
     k = min(k_aux, dead.shape[0])
 
-    def search(args):
-        everyone = latents_gather(largest(*args, own(listed(dead)), k, matmul_dtype))
+    def search(weights):
+        x, W_enc, b_enc = weights
+        best = largest(x, W_enc, b_enc, own(listed(dead)), k, matmul_dtype)
+        everyone = latents_gather(best)
         best, _ = top_k(everyone, min(k_aux, everyone.shape[1]))
         return best[:, -1:]
 

@@ -27,12 +27,11 @@ def scale_by_adam_bfloat16(b1: float, b2: float, eps: float) -> optax.GradientTr
         zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.bfloat16), params)
         return State(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
 
-    def update(grads, state, params=None):
+    def update(updates, state, params=None):
         count = state.count + 1
-        mu = jax.tree.map(lambda m, g: b1 * m.astype(jnp.float32) + (1 - b1) * g, state.mu, grads)
-        nu = jax.tree.map(
-            lambda v, g: b2 * v.astype(jnp.float32) + (1 - b2) * g * g, state.nu, grads
-        )
+        old = jax.tree.map(lambda a: a.astype(jnp.float32), (state.mu, state.nu))
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, old[0], updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, old[1], updates)
         c1, c2 = 1 - b1**count, 1 - b2**count
         updates = jax.tree.map(lambda m, v: (m / c1) / (jnp.sqrt(v / c2) + eps), mu, nu)
         return updates, State(count, _rounded(mu, count, 1), _rounded(nu, count, 2))

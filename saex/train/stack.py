@@ -84,7 +84,8 @@ def _join(leaves: Sequence[Any], mesh: Any) -> jax.Array:
     if sum(map(len, devices)) != mesh.size or set().union(*devices) != set(mesh.devices.flat):
         # numbers and keys, which lie on one device or on all of them
         return jax.device_put(jnp.stack(leaves), jax.NamedSharding(mesh, jax.P(SWEEP)))
-    sharding = jax.NamedSharding(mesh, jax.P(SWEEP, *leaves[0].sharding.spec))
+    where: Any = leaves[0].sharding
+    sharding = jax.NamedSharding(mesh, jax.P(SWEEP, *where.spec))
     shards = [shard for leaf in leaves for shard in leaf.addressable_shards]
     parts = [_alone(jnp.expand_dims, shard, 0) for shard in shards]
     shape = (len(leaves), *leaves[0].shape)
@@ -93,7 +94,8 @@ def _join(leaves: Sequence[Any], mesh: Any) -> jax.Array:
 
 def _part(leaf: jax.Array, place: int, mesh: Any) -> jax.Array:
     """One member of a joined array, on its own mesh."""
-    sharding = jax.NamedSharding(mesh, jax.P(*leaf.sharding.spec[1:]))
+    where: Any = leaf.sharding
+    sharding = jax.NamedSharding(mesh, jax.P(*where.spec[1:]))
     shards = [s for s in leaf.addressable_shards if s.index[0].start == place]
     parts = [_alone(jnp.squeeze, shard, 0) for shard in shards]
     return jax.make_array_from_single_device_arrays(leaf.shape[1:], sharding, parts)

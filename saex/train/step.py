@@ -70,7 +70,7 @@ def _norm(grads: Params) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
 
 
-def _descend(params: Params, updates: Params, lr: jax.Array) -> Params:
+def _descend(params: Params, updates: Any, lr: jax.Array) -> Params:
     return jax.tree.map(lambda p, u: p - lr * u, params, updates)
 
 

@@ -1,0 +1,122 @@
+"""Eight dictionaries in one step against eight steps: what a stack costs on CPU.
+
+    python experiments/benchmarks/stack_cpu.py --store=runs/quickstart/store
+
+The shared part is a batch from the stream; a member's own part is its step. Milliseconds, minimum
+of interleaved rounds: one member, eight in one program, the batch, and both ends to ends.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from measure import where
+
+from saex.data.store import Store
+from saex.data.stream import Stream
+from saex.sae import TopK
+from saex.sharding import MeshConfig, make_mesh
+from saex.train import stack
+from saex.train.optim import Optim
+from saex.train.state import init_state
+from saex.train.step import hyper_arrays
+
+HERE = pathlib.Path(__file__).resolve().parent
+MEMBERS = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", required=True, help="a folder with train and heldout")
+    parser.add_argument("--site", default="blocks.1.resid_post")
+    parser.add_argument("--n", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", default=str(HERE / "results" / "stack_cpu"))
+    args = parser.parse_args()
+    store = Store.open(pathlib.Path(args.store) / "train")
+    found = {n: measure(store, args.site, n, args.rounds) for n in args.n}
+    record = where() | {"jax": jax.__version__, "rounds": args.rounds, "milliseconds": found}
+    out = pathlib.Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table(record))
+    print(table(record))
+
+
+def measure(store: Store, site: str, n: int, rounds: int) -> dict[str, float]:
+    """Milliseconds by name."""
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        stream = Stream(threads=0).open(store, {"x": site}, 0, mesh)
+        numbers = iter(range(10**9))
+        one, eight = (stepper(mesh, stream, n, count) for count in (1, MEMBERS))
+        batch = stream.batch_at(0)
+
+        def fetch():
+            return stream.batch_at(next(numbers))
+
+        calls: dict[str, Callable[[], Any]] = {
+            "one": lambda: one(batch),
+            "eight": lambda: eight(batch),
+            "batch": fetch,
+            "batch and one": lambda: one(fetch()),
+            "batch and eight": lambda: eight(fetch()),
+        }
+        times = dict.fromkeys(calls, float("inf"))
+        for i in range(rounds + 1):
+            for name, call in calls.items():
+                started = time.perf_counter()
+                jax.block_until_ready(call())
+                if i:
+                    times[name] = min(times[name], 1e3 * (time.perf_counter() - started))
+        stream.close()
+    return {name: round(t, 1) for name, t in times.items()}
+
+
+def stepper(mesh: Any, stream: Any, n: int, count: int) -> Callable:
+    """A function of a batch that takes one step of ``count`` members."""
+    sample = {"x": np.asarray(stream.sample(4096)["x"], np.float32)}
+    sae, optim = TopK(d_in=sample["x"].shape[1], n=n, k=32), Optim()
+    keys = [jax.random.key(m) for m in range(count)]
+    states = [init_state(sae, optim.transformation(), k, sample, mesh, "tp") for k in keys]
+    state = [stack.join(states, mesh)]
+    hypers = stack.join([hyper_arrays(sae, optim, 1000)] * count, mesh)
+    step = stack.make_stack_step(sae, optim, 1000)
+
+    def call(batch):
+        state[0], out = step(state[0], batch, tuple(keys), hypers)
+        return state[0], out
+
+    return call
+
+
+def table(record: dict[str, Any]) -> str:
+    """Markdown: one row per width."""
+    lines = [
+        "# Eight dictionaries in one step",
+        "",
+        f"`{record['command']}`  ",
+        f"{record['date']}, {record['machine']}, jax {record['jax']}; milliseconds, minimum of "
+        f"{record['rounds']} interleaved rounds; TopK, k 32, 4096 rows of width 256.",
+        "",
+        "| n | batch | one | eight | eight / (8 one) | (batch + eight) / (batch + 8 one) | "
+        "8 (batch and one) / (batch and eight) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for n, t in record["milliseconds"].items():
+        parts = t["batch"] + MEMBERS * t["one"]
+        lines.append(
+            f"| {n} | {t['batch']} | {t['one']} | {t['eight']} | "
+            f"{t['eight'] / MEMBERS / t['one']:.3f} | {t['batch and eight'] / parts:.3f} | "
+            f"{MEMBERS * t['batch and one'] / t['batch and eight']:.2f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()
