@@ -40,7 +40,7 @@ def aux_k(
 
     L = MSE(y_dead, e) / MSE(mean_b(e), e) with e the residual, held constant, and y_dead = f W_dec
     (no bias), f = relu of the k_aux largest pre-activations among dead latents: see
-    ``ops.affine_part_aux``. 0 where nothing is dead. Unlike the authors' code, which adds and
+    ``affine.decode_chosen_aux``. 0 where nothing is dead. Unlike the authors' code, which adds and
     subtracts b_dec on both sides (same value), no gradient reaches b_dec through the decoder.
     """
     e = jax.lax.stop_gradient(residual)

@@ -19,10 +19,8 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from saex.kernels import varying_axes, zeros_as
+from saex.kernels import varying_axes
 from saex.kernels.encode_topk import encode_topk
-from saex.kernels.sparse_affine import sparse_affine, sparse_affine_aux
-from saex.kernels.sparse_affine.dead import largest, listed
 from saex.kernels.sparse_decode import sparse_decode
 from saex.kernels.topk import top_k
 from saex.sae.base import Codes, DenseCodes, Out, SparseCodes
@@ -129,74 +127,6 @@ def decode_part(codes: Codes, W_dec: Float[Array, "n d"], matmul_dtype: str = "f
             preferred_element_type=jnp.float32,
         )
     return latents_sum(y)
-
-
-def affine_part(
-    params: Any, x: Float[Array, "b d"], codes: SparseCodes
-) -> tuple[SparseCodes, Float[Array, "b o"]]:
-    """(codes, reconstruction without bias), as functions of the affine encoder and decoder.
-
-    Args:
-      params: W_enc, b_enc, W_dec, b_dec (taken from x before the encoder): this device's latents.
-      x: rows in scaled units.
-      codes: pre-activations where a latent was chosen, 0 elsewhere; no gradient of their own.
-
-    Returns:
-      The codes with the gradient that leads to the encoder, and the sum over all devices' latents.
-    """
-    weights = (x, *(params[name] for name in ("b_dec", "W_enc", "b_enc", "W_dec")))
-    codes = jax.lax.stop_gradient(codes)
-    out: tuple = sparse_affine(*own(weights), codes.values, codes.indices)
-    values, y = out
-    return SparseCodes(values, codes.indices), latents_sum(y)
-
-
-def affine_part_aux(
-    params: Any,
-    x: Float[Array, "b d"],
-    codes: SparseCodes,
-    dead: Bool[Array, " n"],
-    k_aux: int,
-    matmul_dtype: str = "float32",
-) -> tuple[SparseCodes, Float[Array, "b o"], Float[Array, "b o"], Float[Array, ""]]:
-    """``affine_part``, and the reconstruction (without bias) by the dead latents alone.
-
-    Args:
-      params, x, codes: as ``affine_part``; no gradient reaches x.
-      dead: this device's dead latents.
-      k_aux: how many of all dead latents may serve one row: the largest pre-activations above 0.
-        Those equal at the cut are all kept.
-      matmul_dtype: dtype of the dense products' inputs.
-
-    Returns:
-      (codes, y, y_dead, served): served counts latents that any row of the batch used.
-    """
-    weights = (x, *(params[name] for name in ("b_dec", "W_enc", "b_enc", "W_dec")))
-    codes, held, rows = jax.lax.stop_gradient((codes, params, x))
-    cut = _dead_cut(held, rows, dead, k_aux, matmul_dtype)
-    args = own((*weights, codes.values, codes.indices, listed(dead), cut))
-    out: tuple = sparse_affine_aux(*args, matmul_dtype)
-    values, y, y_dead, active = out
-    served = latents_sum(jnp.sum(rows_sum(active) > 0, dtype=jnp.float32))
-    return SparseCodes(values, codes.indices), latents_sum(y), latents_sum(y_dead), served
-
-
-def _dead_cut(params, x, dead, k_aux, matmul_dtype):
-    """[b, 1]: each row's k_aux-th largest pre-activation over all devices' dead latents, or 0."""
-    weights = own((x - params["b_dec"][None], params["W_enc"], params["b_enc"]))
-    k = min(k_aux, dead.shape[0])
-
-    def search(weights):
-        x, W_enc, b_enc = weights
-        best = largest(x, W_enc, b_enc, own(listed(dead)), k, matmul_dtype)
-        everyone = latents_gather(best)
-        best, _ = top_k(everyone, min(k_aux, everyone.shape[1]))
-        return best[:, -1:]
-
-    def nothing(args):
-        return zeros_as((x.shape[0], 1), args[0])
-
-    return jax.lax.cond(latents_sum(jnp.sum(dead)) > k_aux, search, nothing, weights)
 
 
 def fired(codes: Codes, n_local: int) -> Bool[Array, " n"]:

@@ -83,7 +83,7 @@ def above(
     Returns:
       (p, indices, active, exact): pre-activations of the ``capacity`` latents that are most above
       their thresholds; which of them are above (p > threshold); whether no row had more of them
-      within the margin. Not differentiable: hand p on to ``ops.affine_part``.
+      within the margin. Not differentiable: hand p on to ``affine.decode_chosen``.
     """
     weights = jax.lax.stop_gradient((x, b_pre, W_enc, b_enc - threshold))
     size = min(capacity, W_enc.shape[0])

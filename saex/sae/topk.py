@@ -143,9 +143,9 @@ class TopK:
     def _decode(self, params: Params, x: Any, chosen: SparseCodes, dead: Any) -> tuple:
         """(codes, reconstruction, AuxK, latents that AuxK served)."""
         if not self.aux_coefficient:
-            codes, y = ops.affine_part(params, x, chosen)
+            codes, y = affine.decode_chosen(params, x, chosen)
             return codes, y + params["b_dec"][None], jnp.zeros(()), jnp.zeros(())
-        codes, y, y_dead, served = ops.affine_part_aux(
+        codes, y, y_dead, served = affine.decode_chosen_aux(
             params, x, chosen, dead, self.aux_latents, self.matmul_dtype
         )
         y = y + params["b_dec"][None]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saex.sae import SparseCodes, TopK, losses, ops
+from saex.sae import SparseCodes, TopK, affine, losses
 from saex.sharding import MeshConfig, make_mesh
 from saex.train.optim import Optim
 from tests.sae import toy
@@ -124,7 +124,7 @@ def dense_aux_k(params, x, residual, dead, k_aux):
 def aux_k(params, x, residual, dead):
     """(AuxK with k_aux 4, latents it served), where no latent is chosen for the main part."""
     none = SparseCodes(jnp.zeros((x.shape[0], 1)), jnp.zeros((x.shape[0], 1), jnp.int32))
-    _, y, y_dead, served = ops.affine_part_aux(params, x, none, dead, 4)
+    _, y, y_dead, served = affine.decode_chosen_aux(params, x, none, dead, 4)
     assert y.shape == x.shape
     return losses.aux_k(residual, y_dead, dead), served
 
