@@ -1,0 +1,173 @@
+"""What could only be guessed without a GPU: each question has a function that answers it.
+
+A function takes (clock, tiny) and returns what goes into the record; ``tiny``: small shapes, to see
+that the code works.
+"""
+
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saex.kernels import csc, sparse_decode, topk
+
+Answer = dict[str, Any]
+
+
+def scatter_by_atomics(clock, tiny: bool) -> Answer:
+    """Does XLA's scatter-add of floats compile to an atomic add, or to a loop of compare-and-swap?
+
+    Milliseconds with Zipf-distributed and with equal targets say what contention costs.
+    """
+    m, n, d = (64, 32, 8) if tiny else (131072, 24576, 768)
+    rng = np.random.default_rng(0)
+    weights = 1 / np.arange(1, n + 1)
+    zipf = jnp.asarray(rng.choice(n, m, p=weights / weights.sum()), jnp.int32)
+    add = lambda i, rows: jnp.zeros((n, d)).at[i].add(rows)  # noqa: E731
+    rows = jax.random.normal(jax.random.key(0), (m, d))
+    return {
+        "instructions": instructions(add, zipf, rows),
+        "ms, Zipf": clock(_call(add, zipf, rows)),
+        "ms, spread": clock(_call(add, jnp.arange(m, dtype=jnp.int32) % n, rows)),
+        "ms, one target": clock(_call(add, jnp.zeros_like(zipf), rows)),
+    }
+
+
+def instructions(f, *args) -> str:
+    """Which atomic instructions the compiled program has, from its PTX."""
+    with tempfile.TemporaryDirectory() as folder:
+        jax.jit(f).lower(*args).compile(compiler_options={"xla_dump_to": folder})
+        text = "".join(p.read_text() for p in pathlib.Path(folder).glob("*.ptx"))
+    if not text:
+        return "no PTX was dumped"
+    kinds = (
+        "atom.cas",
+        "atom.global.cas",
+        "atom.add",
+        "atom.global.add",
+        "red.global.add",
+        "red.add",
+    )
+    return ", ".join(f"{text.count(kind)} {kind}" for kind in kinds if kind in text) or "no atomics"
+
+
+def selections(clock, tiny: bool) -> Answer:
+    """lax.top_k (stable: a sort for k > 16; unstable: RAFT's selection) against two levels."""
+    shapes = [(8, 512, 4)] if tiny else [(8192, n, k) for n in (512, 2048, 32768) for k in (32, 64)]
+    found = {}
+    for b, n, k in shapes:
+        p = jax.random.normal(jax.random.key(0), (b, n))
+        calls = {
+            "stable": lambda p, k=k: tuple(jax.lax.top_k(p, k)),
+            "two levels": lambda p, k=k: topk.IMPLS["gpu"](p, k),
+            # refused by JAX 0.10, which has no such argument
+            "unstable": lambda p, k=k: tuple(jax.lax.top_k(p, k, is_stable=False)),
+        }
+        found[f"{b}, {n}, k={k}"] = {name: clock(_call(f, p)) for name, f in calls.items()}
+    return found
+
+
+def decode_in_cache_and_out(clock, tiny: bool) -> Answer:
+    """GB/s of gathered rows, from a table that fits the L2 cache and from one that does not."""
+    b, k, d = (8, 4, 128) if tiny else (8192, 32, 768)
+    found = {}
+    for n in (256, 512) if tiny else (8192, 131072):
+        indices = jax.random.randint(jax.random.key(0), (b, k), 0, n)
+        values, rows = jnp.ones((b, k)), jax.random.normal(jax.random.key(1), (n, d))
+        for name in ("gpu", "pallas_gpu"):
+            ms = clock(_call(sparse_decode.DECODE[name], values, indices, rows))
+            rate = ms if isinstance(ms, str) else round(4 * b * k * d / ms / 1e6)
+            found[f"{name}, table of {4e-6 * n * d:.0f} MB"] = rate
+    return found
+
+
+def matmuls(clock, tiny: bool) -> Answer:
+    """TFLOP/s of bf16 matmuls: XLA's, and the one with the groups' maxima in its epilogue."""
+    from saex.kernels.encode_topk import pallas_gpu
+
+    found = {}
+    for b, d, n in [(128, 64, 512)] if tiny else [(8192, 768, 32768), (8192, 4096, 131072)]:
+        x, W = (jnp.ones(s, jnp.bfloat16) for s in ((b, d), (d, n)))
+        bias, flops = jnp.zeros(n), 2 * b * d * n
+        calls = {
+            "XLA, f32 out": _call(lambda x, W: matmul(x, W.T), x, W),
+            "XLA, bf16 out": _call(lambda x, W: x @ W, x, W),
+        }
+        if not tiny:
+            calls["with maxima"] = _call(lambda *a: pallas_gpu.scores(*a, 32), x, W, bias)
+        times = {name: clock(call) for name, call in calls.items()}
+        rate = lambda ms, f=flops: ms if isinstance(ms, str) else round(f / ms / 1e9, 1)  # noqa: E731
+        found[f"{b}, {d}, {n}"] = {name: rate(ms) for name, ms in times.items()}
+    return found
+
+
+def matmul(x: jax.Array, W: jax.Array) -> jax.Array:
+    """x W^T with bf16 inputs and float32 out."""
+    x, W = x.astype(jnp.bfloat16), W.astype(jnp.bfloat16)
+    return jnp.einsum("bd,nd->bn", x, W, preferred_element_type=jnp.float32)
+
+
+def sorts(clock, tiny: bool) -> Answer:
+    """Milliseconds to sort the slots by latent."""
+    found = {}
+    for m in (256,) if tiny else (2**18, 2**19, 2**21):
+        indices = jax.random.randint(jax.random.key(0), (m // 32, 32), 0, 32768)
+        used = jnp.ones(indices.shape, bool)
+        found[f"{m} slots"] = clock(_call(lambda u, i: csc.sort_slots(u, i, 32768), used, indices))
+    return found
+
+
+def copies(clock, tiny: bool) -> Answer:
+    """GB/s on the device, and from the host: pageable memory and pinned memory."""
+    host = np.ones((2**10 if tiny else 2**26,), np.float32)  # 256 MiB
+    device = jax.devices()[0]
+    here = jax.device_put(host, device)
+    calls = {
+        "on the device (read and write)": (_call(lambda a: a + 1, here), 2),
+        "from pageable memory": (lambda: jax.device_put(host + 0, device), 1),
+    }
+    try:
+        pinned = jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host")
+        there = jax.device_put(host, pinned)
+        to = jax.sharding.SingleDeviceSharding(device, memory_kind="device")
+        calls["from pinned memory"] = (lambda: jax.device_put(there, to), 1)
+    except ValueError:
+        pass  # not on this platform
+    found = {}
+    for name, (call, times) in calls.items():
+        ms = clock(call)
+        found[name] = ms if isinstance(ms, str) else round(times * host.nbytes / ms / 1e6, 1)
+    return found
+
+
+def torch_top_k(clock, tiny: bool) -> Answer:
+    """How many passes over the scores torch.topk takes, in times of one reading pass."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    p = torch.randn((8, 512) if tiny else (8192, 32768), device=device)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    times = {
+        name: clock(lambda f=f: (f(), wait())[1])
+        for name, f in {"topk": lambda: p.topk(8), "sum": lambda: p.sum(1)}.items()
+    }
+    return {"ms": times}
+
+
+def _call(f, *args):
+    compiled = jax.jit(f)
+    return lambda: compiled(*args)
+
+
+ALL = {
+    "scatter-add: atomics or compare-and-swap": scatter_by_atomics,
+    "selections, ms": selections,
+    "gathers, GB/s": decode_in_cache_and_out,
+    "bf16 matmuls, TFLOP/s": matmuls,
+    "sort of the slots, ms": sorts,
+    "copies, GB/s": copies,
+    "torch.topk against a reading pass": torch_top_k,
+}
