@@ -17,6 +17,7 @@ IMPLS = {
     # Opt in by name until a GPU has measured it against "gpu".
     "pallas_gpu": late("saex.kernels.encode_topk.pallas_gpu", "encode_topk"),
     "pallas_tpu": late("saex.kernels.encode_topk.pallas_tpu", "encode_topk"),
+    # For memory: XLA holds [b, n] and as much again inside its TopK, the kernel neither; not timed.
     "tpu": late("saex.kernels.encode_topk.pallas_tpu", "encode_topk"),
 }
 

@@ -32,6 +32,7 @@ GRADS = {
     # Opt in by name until a GPU has measured it against "gpu".
     "pallas_gpu": late("saex.kernels.sparse_affine.pallas_gpu", "grads"),
     "pallas_tpu": late("saex.kernels.sparse_affine.pallas_tpu", "grads"),
+    # For memory, as in sparse_decode; not timed.
     "tpu": late("saex.kernels.sparse_affine.pallas_tpu", "grads"),
 }
 
