@@ -84,8 +84,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
             sub.add_argument("--dead", type=int, default=0, help="dead latents that AuxK computes")
 
     sub = add("store", _store, "look at a store of activations, check it, merge parts", False)
-    sub.add_argument("action", choices=("info", "verify", "merge", "head"))
-    sub.add_argument("store", metavar="DIR")
+    sub.add_argument("action", choices=("info", "verify", "merge", "head", "copy"))
+    sub.add_argument("store", metavar="DIR", help="a folder, s3://... or gs://...")
+    sub.add_argument("target", metavar="TO", nargs="?", help="where copy writes")
     sub.add_argument("--rows", type=int, default=5, help="rows that head shows")
     sub.add_argument("--start", type=int, default=0, help="the first of them")
     sub.add_argument("--json", action="store_true")
@@ -180,9 +181,15 @@ def _cost(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 def _store(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from saex.data import Store, merge_parts
     from saex.data import store_tools as tools
+    from saex.data.store_copy import copy_store
     from saex.models import transformer
 
-    store = merge_parts(args.store) if args.action == "merge" else Store.open(args.store)
+    if args.action == "copy" and not args.target:
+        raise ValueError("saex store copy DIR TO: name the place to copy to")
+    if args.action == "copy":
+        store = copy_store(args.store, args.target)
+    else:
+        store = merge_parts(args.store) if args.action == "merge" else Store.open(args.store)
     if args.action == "head":
         ours = store.meta.get("model", {}).get("name") == transformer.Transformer.__name__
         decode = transformer.decode if ours else None

@@ -13,7 +13,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,14 +33,14 @@ class Shard:
     """One data file, as it was when the store was opened.
 
     Attributes:
-      file: its path.
+      file: its path; one on an object store is not read from here.
       offsets: [chunks] int64, where each chunk begins.
       chunk_rows: rows of a chunk.
       row_bytes: bytes of a row.
       stamp: size, time of the last change and inode; a file with another stamp is refused.
     """
 
-    file: Path
+    file: Any
     offsets: np.ndarray
     chunk_rows: int
     row_bytes: int

@@ -13,6 +13,7 @@ import numpy as np
 
 from saex.data.manifest import MANIFEST, Column, StoreError
 from saex.data.store import Store
+from saex.data.store_remote import RemotePath, is_remote, place
 from saex.data.text import HELDOUT_SHARE, check_split
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ def open_split(path: str | os.PathLike, split: str) -> Store | Part | Mixed:
     """
     check_split(split)
     folder = Path(path)
+    if is_remote(path):
+        remote = place(path)
+        whole = (remote / MANIFEST).exists()
+        return Part(Store.open(path), split) if whole else Store.open(remote / split)
     if folder.suffix == ".json":
         from saex.data.mixed import open_mixed
 
@@ -68,7 +73,7 @@ class Part:
         self._ends = np.cumsum(kept)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Path | RemotePath:
         """Folder of the whole store."""
         return self._store.path
 

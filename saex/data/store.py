@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from saex.data import store_shards as shards
 from saex.data.manifest import MANIFEST, Column, Manifest, StoreError
 from saex.data.manifest_json import from_json
 from saex.data.statistics import ColumnStats
+from saex.data.store_remote import RemotePath, place
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Damage:
       rows: the rows of the store that are hurt, as [start, stop) ranges.
     """
 
-    file: Path
-    segment: Path
+    file: Path | RemotePath
+    segment: Path | RemotePath
     reason: str
     rows: tuple[tuple[int, int], ...]
 
@@ -45,7 +47,7 @@ class Store:
     What it reads is the manifest of the moment of opening: rows committed later are not seen.
     """
 
-    def __init__(self, path: Path, manifest: Manifest):
+    def __init__(self, path: Path | RemotePath, manifest: Manifest):
         self.path = path
         self.manifest = manifest
         self._starts = np.cumsum([0, *(s.rows for s in manifest.segments)], dtype=np.int64)
@@ -56,13 +58,14 @@ class Store:
     def open(cls, path: str | os.PathLike) -> Store:
         """Opens a store and checks it: manifest, presence and size of files, shard indices.
 
+        `path` may be on an object store (`s3://bucket/name`, `gs://bucket/name`).
         Payload is checked by `verify`, and as it is read where `checksums` is asked for.
 
         Raises:
           StoreError: no store there, a manifest that is torn, altered or of a newer version, or
             a file that is missing, cut short or has a broken index. Names the file and the mend.
         """
-        store = cls(Path(path), load_manifest(Path(path)))
+        store = cls(place(path), load_manifest(place(path)))
         damages = [d for i in range(len(store.manifest.segments)) for d in store._glance(i)]
         if damages:
             raise StoreError(_report(damages))
@@ -166,7 +169,8 @@ class Store:
             for segment, lo, hi in self._split(start, stop):
                 parts.append((segment, lo, hi, out[at : at + hi - lo]))
                 at += hi - lo
-        (self._read_checked if checksums else self._read_raw)(name, parts)
+        checked = checksums or isinstance(self.path, RemotePath)
+        (self._read_checked if checked else self._read_raw)(name, parts)
         return at
 
     def chunks(self) -> np.ndarray:
@@ -195,7 +199,7 @@ class Store:
     def _described(self) -> str:
         return ", ".join(f"{n} {list(c.shape)} {c.dtype}" for n, c in self.columns.items())
 
-    def _folder(self, segment: int) -> Path:
+    def _folder(self, segment: int) -> Path | RemotePath:
         return self.path / self.manifest.segments[segment].path
 
     def _rows_of(self, segment: int) -> tuple[tuple[int, int], ...]:
@@ -284,6 +288,10 @@ class Store:
         try:
             self._raw.pop((segment, name), None)
             self._shard(segment, name)
+        except FileNotFoundError:
+            return "is missing"
+        except OSError as err:
+            return f"cannot be read: {err}"
         except ValueError as err:
             return str(err)
         return None
@@ -305,7 +313,7 @@ class Store:
         return True
 
 
-def load_manifest(path: Path, name: str = MANIFEST) -> Manifest:
+def load_manifest(path: Path | RemotePath, name: str = MANIFEST) -> Manifest:
     """Reads and checks `manifest.json` (or a part's) of the store at `path`.
 
     Raises:
@@ -324,9 +332,12 @@ def load_manifest(path: Path, name: str = MANIFEST) -> Manifest:
     return from_json(text, str(file))
 
 
-def _file_error(path: Path, expected: Any, deep: bool) -> str | None:
+def _file_error(path: Path | RemotePath, expected: Any, deep: bool) -> str | None:
     """What is wrong with a file by size and, if `deep`, by checksum; None if nothing is."""
     try:
+        if isinstance(path, RemotePath):  # without `deep` its index is read at once, and tells
+            altered = deep and hashlib.sha256(path.read_bytes()).hexdigest() != expected.sha256
+            return "does not match its checksum (altered)" if altered else None
         size = path.stat().st_size
         if size != expected.bytes:
             return f"has {size} bytes; {expected.bytes} were written (torn or cut short)"

@@ -1,4 +1,4 @@
-"""One data file of a store: a zarr3 array in one shard. The only user of tensorstore."""
+"""One data file of a store: a zarr3 array in one shard."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import numpy as np
 
 from saex.data.manifest import Column, FileRecord, StoreError, shard_bytes
 from saex.data.raw import Shard, stamp
+from saex.data.store_remote import RemotePath
 
 _CRC = {"name": "crc32c"}
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 def open_array(
-    folder: Path, column: Column, rows: int, chunk_rows: int, create: bool = False
+    folder: Path | RemotePath, column: Column, rows: int, chunk_rows: int, create: bool = False
 ) -> Any:
     """Opens (or creates) the array of one column of one segment.
 
@@ -62,7 +63,7 @@ def record(path: Path) -> FileRecord:
         return FileRecord(os.fstat(file.fileno()).st_size, digest)
 
 
-def open_raw(path: Path, column: Column, rows: int, chunk_rows: int) -> Shard:
+def open_raw(path: Path | RemotePath, column: Column, rows: int, chunk_rows: int) -> Shard:
     """Reads the index at the end of a data file; its payload is not looked at.
 
     Raises:
@@ -70,14 +71,18 @@ def open_raw(path: Path, column: Column, rows: int, chunk_rows: int) -> Shard:
       OSError: the file cannot be read.
     """
     chunks = -(-rows // chunk_rows)
-    with open(path, "rb") as file:
-        file.seek(-(16 * chunks + 4), os.SEEK_END)
-        tail = file.read()
-        seen = stamp(os.fstat(file.fileno()))
+    total = shard_bytes(column, rows, chunk_rows)
+    if isinstance(path, RemotePath):
+        tail, seen = path.read_bytes(total - 16 * chunks - 4, total), (total, 0, 0)
+    else:
+        with open(path, "rb") as file:
+            file.seek(-(16 * chunks + 4), os.SEEK_END)
+            tail = file.read()
+            seen = stamp(os.fstat(file.fileno()))
     if crc32c(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
         raise ValueError("the checksum of its index does not match")
     size = chunk_rows * column.row_bytes + _CRC_BYTES
-    end = shard_bytes(column, rows, chunk_rows) - len(tail)
+    end = total - len(tail)
     index = np.frombuffer(tail[:-4], "<u8").reshape(chunks, 2)
     bad = (index[:, 1] != size) | (index[:, 0] > np.uint64(end - size))
     if bad.any():
@@ -106,9 +111,12 @@ def _crc_table() -> list[int]:
 _CRC_TABLE = _crc_table()
 
 
-def _spec(folder: Path, column: Column, rows: int, chunk_rows: int) -> dict[str, Any]:
+def _spec(folder: Path | RemotePath, column: Column, rows: int, chunk_rows: int) -> dict[str, Any]:
     shard_rows = -(-rows // chunk_rows) * chunk_rows
     shape = list(column.shape)
+    kvstore = {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
+    if isinstance(folder, RemotePath):
+        kvstore = folder.kvstore()
     sharding = {
         "chunk_shape": [chunk_rows, *shape],
         "codecs": [_BYTES, _CRC],
@@ -117,7 +125,7 @@ def _spec(folder: Path, column: Column, rows: int, chunk_rows: int) -> dict[str,
     }
     return {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"},
+        "kvstore": kvstore,
         "metadata": {
             "shape": [rows, *shape],
             "data_type": column.dtype,
