@@ -4,7 +4,9 @@ A function takes (clock, tiny) and returns what goes into the record; ``tiny``: 
 that the code works.
 """
 
+import collections
 import pathlib
+import re
 import tempfile
 from typing import Any
 
@@ -43,15 +45,8 @@ def instructions(f, *args) -> str:
         text = "".join(p.read_text() for p in pathlib.Path(folder).glob("*.ptx"))
     if not text:
         return "no PTX was dumped"
-    kinds = (
-        "atom.cas",
-        "atom.global.cas",
-        "atom.add",
-        "atom.global.add",
-        "red.global.add",
-        "red.add",
-    )
-    return ", ".join(f"{text.count(kind)} {kind}" for kind in kinds if kind in text) or "no atomics"
+    found = collections.Counter(re.findall(r"\b(?:atom|red)\.[.\w]+", text))
+    return ", ".join(f"{count} {kind}" for kind, count in found.most_common()) or "no atomics"
 
 
 def selections(clock, tiny: bool) -> Answer:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from saex.kernels import csc, zeros_as
 
-UNROLL = 64  # slots of one kernel; more are taken in turns
+UNROLL = 32  # slots of one kernel; of 64 XLA makes several, with sums of [b, d] between them
 
 
 def decode(
