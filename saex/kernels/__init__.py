@@ -7,7 +7,6 @@ backend or an error. Collectives are not here: see ``saex/sae/ops.py``.
 
 import importlib
 from collections.abc import Callable, Mapping
-
 from typing import Any
 
 import jax
