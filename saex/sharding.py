@@ -33,8 +33,8 @@ class MeshConfig:
 
     data: int = 1
     model: int = 1
-    sweep: int = 1
     strategy: Literal["tp", "fsdp"] = "tp"
+    sweep: int = 1
 
     def __post_init__(self) -> None:
         for name in ("data", "model", "sweep"):
