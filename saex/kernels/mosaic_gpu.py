@@ -12,7 +12,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saex.kernels import target
+from saex.kernels import target, varying_axes
 
 LANES = 128  # threads of a warpgroup
 
@@ -27,14 +27,15 @@ def launch(
 
     On CPU the kernel is interpreted, with detection of races: slow, for tests.
     """
-    return plgpu.kernel(
+    kernel = plgpu.kernel(
         body,
         out_type=tuple(out),
         grid=tuple(grid.values()),
         grid_names=tuple(grid),
         compiler_params=warpgroup_params(),
         interpret=interpreter(),
-    )(*operands)
+    )
+    return vary(kernel(*operands), out)
 
 
 def warpgroup_params(**options: Any) -> plgpu.CompilerParams:
@@ -50,6 +51,16 @@ def interpreter() -> Any:
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
     return InterpretGPUParams(detect_races=True)
+
+
+def vary(arrays: Sequence[Array], out: Sequence[Any]) -> tuple[Array, ...]:
+    """A kernel's results, varying over the mesh axes of ``out``: a kernel loses them."""
+
+    def mark(a, wanted):
+        axes = tuple(wanted.manual_axis_type.varying - varying_axes(a))
+        return jax.lax.pcast(a, axes, to="varying") if axes else a
+
+    return tuple(mark(a, wanted) for a, wanted in zip(arrays, out))
 
 
 def like(x: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:

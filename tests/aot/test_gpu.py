@@ -212,10 +212,12 @@ def test_training_step(mesh, backend, monkeypatch):
         sparse_decode.SCATTER,
     ):
         monkeypatch.setitem(table, "gpu", table[backend])
+    jax.clear_caches()  # the loss of an equal dictionary was traced with the other backends
     rows, n, d, k = 1024, 16384, 256, 32
     sae = TopK(d_in=d, n=n, k=k, matmul_dtype="bfloat16")
     program = step_of(mesh, sae, rows)
     assert (MOSAIC in program.as_text()) == (backend == "pallas_gpu")
     assert n not in sorted_widths(program)
-    assert not float_scatters(program)
+    # only AuxK's loop has some: it adds blocks of dead latents to their rows, where there are any
+    assert not [line for line in float_scatters(program) if "while/body/" not in line]
     assert temp(program) < 2 * 4 * rows * n + 5 * 4 * n * d

@@ -17,7 +17,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from saex.kernels.mosaic_gpu import interpreter, like, warpgroup_params
+from saex.kernels.mosaic_gpu import interpreter, like, vary, warpgroup_params
 from saex.kernels.topk import xla_gpu as topk
 
 WIDEST = 1024  # d up to which this matmul can win by the pass that it spares
@@ -65,16 +65,18 @@ def scores(
       x, W: bfloat16 or float16, in multiples of a tile. g: divides ``LATENTS``.
     """
     b, n = x.shape[0], W.shape[1]
-    return plgpu.kernel(
+    out = like(x, (b, n)), like(x, (n // g, b))
+    kernel = plgpu.kernel(
         functools.partial(_tiles, g=g),
-        out_type=(like(x, (b, n)), like(x, (n // g, b))),
+        out_type=out,
         grid=(_multiprocessors(),),
         grid_names=("program",),
         num_threads=WARPGROUPS + 1,
         thread_name="warpgroup",
         compiler_params=warpgroup_params(),
         interpret=interpreter(),
-    )(x, W, bias)
+    )
+    return vary(kernel(x, W, bias), out)
 
 
 def _tiles(x, W, bias, p, maxima, *, g):

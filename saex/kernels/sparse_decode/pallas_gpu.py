@@ -91,6 +91,8 @@ def over_latents(
     columns = [column.reshape(-1)[slots.order] for column in columns]
     operands = (slots.order // k, *columns, *rows, *latents)
 
+    # Bounds are computed (+ 0): inside a shard_map what is read from a ref is of another type (it
+    # varies over the mesh's axes) than a loop's counter is after one turn.
     def total(refs, i, first, count):
         row, *scalars = refs[: 1 + len(columns)]
         batch = refs[1 + len(columns) : 1 + len(columns) + len(rows)]
@@ -102,7 +104,7 @@ def over_latents(
             return add(sums, [scalar[s] for scalar in scalars], mine, latent)
 
         zeros = tuple(jnp.zeros((w,) if w else (), jnp.float32) for w in widths)
-        return jax.lax.fori_loop(first, first + count, step, zeros)
+        return jax.lax.fori_loop(first + 0, first + count, step, zeros)
 
     def pieces(owner, first, length, *refs):
         p = jax.lax.axis_index("piece")
@@ -118,7 +120,7 @@ def over_latents(
         def step(p, sums):
             return tuple(s + part[p] for s, part in zip(sums, parts))
 
-        _store(out, i, jax.lax.fori_loop(others[i], others[i + 1], step, sums))
+        _store(out, i, jax.lax.fori_loop(others[i] + 0, others[i + 1] + 0, step, sums))
 
     def out(m: int) -> list[Any]:
         return [like(columns[0], (m, w) if w else (m,)) for w in widths]
