@@ -146,17 +146,18 @@ def test_encode_topk_on_hopper_refuses_float32():
 # --------------------------------------------------------------------------------- sums over slots
 
 
-@pytest.mark.parametrize(
-    "b, n, k, d", [(200, 12, 4, 5), (90, 300, 3, 5), (1100, 2, 2, 3), (3, 9, 70, 4)]
-)
+@pytest.mark.parametrize("b, n, k, d", [(200, 12, 4, 5), (20, 300, 3, 5), (3, 9, 70, 4)])
 def test_xla_sums_over_latents_equal_the_reference(b, n, k, d):
     values, indices = slots(b, n, min(k, n))
     dvalues, g, x, W = normal(3, values.shape, (b, d), (b, d + 1), (n, d))
     args = values, dvalues, indices, g, x, W
     close(jax.jit(affine_xla.grads)(*args), affine_ref.grads(*args), atol=2e-4)
-    close(
-        decode_xla.scatter(values, indices, g, n), decode_ref.scatter(values, indices, g, n), 2e-4
-    )
+    if b < 100:  # compiling all levels of the largest twice takes its time
+        close(
+            decode_xla.scatter(values, indices, g, n),
+            decode_ref.scatter(values, indices, g, n),
+            2e-4,
+        )
 
 
 def test_xla_decode_takes_many_slots_in_turns():
@@ -166,8 +167,8 @@ def test_xla_decode_takes_many_slots_in_turns():
 
 
 def test_xla_sums_do_not_depend_on_anything_but_the_input():
-    values, indices = slots(300, 20, 4)
-    dvalues, g, x, W = normal(5, values.shape, (300, 4), (300, 4), (20, 4))
+    values, indices = slots(60, 20, 4)
+    dvalues, g, x, W = normal(5, values.shape, (60, 4), (60, 4), (20, 4))
     one, other = (jax.jit(affine_xla.grads)(values, dvalues, indices, g, x, W) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
