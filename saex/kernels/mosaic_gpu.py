@@ -53,7 +53,7 @@ def interpreter() -> Any:
     return InterpretGPUParams(detect_races=True)
 
 
-def vary(arrays: Sequence[Array], out: Sequence[Any]) -> tuple[Array, ...]:
+def vary(arrays: Sequence[Array], out: Sequence[Any]) -> Any:
     """A kernel's results, varying over the mesh axes of ``out``: a kernel loses them."""
 
     def mark(a, wanted):

@@ -107,7 +107,9 @@ def _tiles(x, W, bias, p, maxima, *, g):
             latents = pl.ds(j * LATENTS, LATENTS)
 
             def compute(run):
-                @functools.partial(pl.run_scoped, total=plgpu.ACC((ROWS, LATENTS), jnp.float32))
+                @functools.partial(
+                    pl.run_scoped, total=plgpu.WGMMAAccumulatorRef((ROWS, LATENTS), jnp.float32)
+                )
                 def _(total):
                     plgpu.copy_gmem_to_smem(bias.at[latents], shift.at[mine], arrived.at[mine])
                     run(total)

@@ -28,7 +28,7 @@ def decode(
     )
 
     def add(y, block):
-        return y + _sum(*block, rows), None
+        return y + _sum(block[0], block[1], rows), None
 
     return jax.lax.scan(add, zeros_as((b, rows.shape[1]), values), (values, indices))[0]
 
