@@ -101,6 +101,7 @@ def test_a_member_that_is_not_finite_is_reported_and_the_others_go_on(folder, ca
     assert json.loads((folder / "bad/DONE.json").read_text())["steps"] == 12
 
 
+@pytest.mark.slow  # tests/train/test_stack.py has it for the step alone
 def test_places_of_a_mesh_give_the_same(folder):
     config = runs.config(
         folder, members=MEMBERS, store=str(folder / "run/store"), mesh__sweep=2, mesh__data=2

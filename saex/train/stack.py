@@ -103,5 +103,8 @@ def _part(leaf: jax.Array, place: int, mesh: Any) -> jax.Array:
 
 def _alone(fn: Callable, shard: Any, *args: Any) -> jax.Array:
     """``fn`` of one device's data, whatever mesh is in context."""
-    with jax.set_mesh(jax.sharding.Mesh([shard.device], ("alone",))):
+    mesh = jax.sharding.Mesh([shard.device], ("alone",))
+    if isinstance(shard.data.sharding, jax.NamedSharding):  # the only device of its place
+        mesh = shard.data.sharding.mesh
+    with jax.set_mesh(mesh):
         return fn(shard.data, *args)

@@ -145,7 +145,7 @@ def test_no_slot_in_use_gives_zeros():
 
 
 def test_every_slot_is_in_one_work_item_and_every_tile_has_one():
-    for seed in range(30):
+    for seed in range(6):
         rng = np.random.default_rng(seed)
         b, k, n = rng.integers(1, 40), rng.integers(1, 8), rng.integers(8, 200)
         values, indices = slots(b, n, min(k, n), seed, heavy=seed % 2 == 0)

@@ -45,7 +45,7 @@ def losses(moments, mesh):
     truth = toy.directions(40, 16)
     optim = Optim(lr=3e-3, moments=moments)
     _, history = toy.fit(
-        TopK(16, 64, 4), lambda i: toy.batch(truth, 128, 3, i), optim, make_mesh(mesh), 60
+        TopK(16, 64, 4), lambda i: toy.batch(truth, 128, 3, i), optim, make_mesh(mesh), 40
     )
     return np.array([m["loss"] for m in history])
 

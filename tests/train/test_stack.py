@@ -17,10 +17,8 @@ D, N, STEPS = 16, 64, 8
 TRUTH = toy.directions(40, D)
 CONFIGS = [
     MeshConfig(),
-    MeshConfig(sweep=4),
     MeshConfig(sweep=2),
-    MeshConfig(data=2, model=2, sweep=2),
-    MeshConfig(data=2, sweep=2, strategy="fsdp"),
+    MeshConfig(data=2, model=2, sweep=2, strategy="fsdp"),
 ]
 
 
