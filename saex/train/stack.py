@@ -103,7 +103,7 @@ def _part(leaf: jax.Array, place: int, mesh: Any) -> jax.Array:
 
 def _alone(fn: Callable, shard: Any, *args: Any) -> jax.Array:
     """``fn`` of one device's data, whatever mesh is in context."""
-    mesh = jax.sharding.Mesh([shard.device], ("alone",))
+    mesh: Any = jax.sharding.Mesh([shard.device], ("alone",))
     if isinstance(shard.data.sharding, jax.NamedSharding):  # the only device of its place
         mesh = shard.data.sharding.mesh
     with jax.set_mesh(mesh):

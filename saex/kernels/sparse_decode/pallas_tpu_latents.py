@@ -52,8 +52,8 @@ def plan(indices: Int[Array, "b k"], used: Any, factors: tuple, n: int) -> Plan:
     flat = [a.reshape(-1) for a in flat]
     fill = [UNUSED] + [0] * (len(flat) - 1)
     flat = [jnp.pad(a, (0, -size % CHUNK), constant_values=v) for a, v in zip(flat, fill)]
-    latent, row, *factors = jax.lax.sort(flat, num_keys=1, is_stable=True)
-    chunked = [a.reshape(-1, 1, CHUNK) for a in (latent, row, *factors)]
+    latent, row, *others = jax.lax.sort(flat, num_keys=1, is_stable=True)
+    chunked = [a.reshape(-1, 1, CHUNK) for a in (latent, row, *others)]
     tile, chunk, total = _items(latent, -(-n // TILE))
     return Plan(tile, chunk, total, chunked[0], chunked[1], tuple(chunked[2:]))
 
