@@ -162,18 +162,18 @@ def test_extend_goes_on(folder, unbroken):
 
 
 def test_not_finite_stops_with_the_last_good_step_named(folder, unbroken, monkeypatch):
-    workdir, make = folder / "nan", loop.make_step
+    workdir, make = folder / "nan", loop.stack.make_stack_step
 
     def poisoned(*args):
         step_fn = make(*args)
 
-        def run(state, *rest):
-            state, out = step_fn(state, *rest)
-            return state, {**out, "finite": out["finite"] & (state.step != 7)}
+        def run(slots, *rest):
+            slots, (out,) = step_fn(slots, *rest)
+            return slots, ({**out, "finite": out["finite"] & (slots[0].step != 7)},)
 
         return run
 
-    monkeypatch.setattr(loop, "make_step", poisoned)
+    monkeypatch.setattr(loop.stack, "make_stack_step", poisoned)
     with pytest.raises(loop.NotFinite, match=r"at step 7; the last good checkpoint is of step 6"):
         loop.train(with_store(folder, unbroken, checkpoint__every=1), workdir)
     assert info(workdir)["step"] == 6 and not (workdir / "DONE.json").exists()

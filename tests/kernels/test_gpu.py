@@ -25,6 +25,8 @@ from saex.kernels.sparse_decode import xla_gpu as decode_xla
 from saex.kernels.topk import reference as topk_ref
 from saex.kernels.topk import xla_gpu as topk_xla
 
+pytestmark = pytest.mark.interpreted  # a stage of its own in .ci/run: minutes of compilation
+
 
 @pytest.fixture(autouse=True)
 def one_compilation(monkeypatch):

@@ -25,6 +25,8 @@ from saex.kernels.topk import pallas_tpu_bins as bins
 from saex.kernels.topk import reference as topk_ref
 from saex.kernels.topk import top_k
 
+pytestmark = pytest.mark.interpreted  # a stage of its own in .ci/run: minutes of compilation
+
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
