@@ -9,7 +9,7 @@ them, evaluates it on files that neither saw, and writes runs/quickstart/report.
 Hardware and time: 2 cores of an AMD EPYC (AVX-512), no GPU, Python 3.11, JAX 0.10.2: 117 s after
 installation (harvest 25, training 65, evaluation 21, report 6).
 Expected: FVU 0.050 at L0 32; loss recovered 0.989 by mean ablation and 0.995 by zero ablation,
-0.028 nats more cross-entropy than the model's 0.888; one latent of 2048 dead in 209,107 held-out rows.
+0.028 nats more cross-entropy than the model's 0.888; one latent of 2048 dead in 209,107 rows.
 """
 
 from ml_collections import ConfigDict
