@@ -160,7 +160,7 @@ def expand(config: Config) -> list[Config]:
 
 
 def _check_members(config: Config) -> None:
-    """Refuse a stack whose members could not share a program."""
+    """Refuse a stack whose members could not share a program, or are wrong themselves."""
     if len(config.members) % config.mesh.sweep or (config.mesh.sweep > 1 and not config.members):
         raise ValueError(
             f"mesh.sweep={config.mesh.sweep} places for {len(config.members)} members: give a "
@@ -175,11 +175,12 @@ def _check_members(config: Config) -> None:
                     f"members[{i}] changes {key!r}; members of a stack may differ in "
                     f"{', '.join(allowed)}. Train what differs in more in a run of its own"
                 )
-            if key == "sae.k" and not value <= config.sae.k:
+            if key == "sae.k" and isinstance(value, int) and value > config.sae.k:
                 raise ValueError(
                     f"members[{i}] has sae.k={value}, above the stack's sae.k={config.sae.k}: set "
                     "config.sae.k to the largest of them"
                 )
+    expand(config)  # a wrong value is named now, before a device is touched
 
 
 def resolve(mapping: Mapping[str, Any]) -> Config:

@@ -106,7 +106,7 @@ def _fit(
         for m in members:
             _write_config(m.config, m.folder)  # from here on the folder is this configuration's
             m.start(first)
-        if len(members) > 1:
+        if config.members:
             _write_config(config, folder)
         step_fn = stack.make_stack_step(config.sae, config.optim, steps)
         hypers = [hyper_arrays(m.config.sae, m.config.optim, steps) for m in members]

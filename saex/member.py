@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import pathlib
 from typing import Any
@@ -43,7 +44,8 @@ class Member:
         self.config, self.folder, self.name = config, folder, name
         self.saved, self.progress = 0, metrics.Silent()
         record = folder / FAILED
-        self.failed = record.read_text() if record.exists() and name != "train" else None
+        failed = record.exists() and name != "train"  # a run of one tries again
+        self.failed = json.loads(record.read_text())["why"] if failed else None
 
     def open(self, run: Config) -> Member:
         """Open the checkpoints; ``run`` says how many are kept."""

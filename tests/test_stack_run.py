@@ -113,6 +113,15 @@ def test_places_of_a_mesh_give_the_same(folder):
         assert saex.load_sae(other)[1]["W_enc"].shape == (64, 16)
 
 
+def test_a_stack_of_one_is_a_stack(folder):
+    config = runs.config(folder, members=({"seed": 1},), store=str(folder / "run/store"))
+    first = loop.train(config, folder / "one")
+    assert list(first["members"]) == ["00"] and (folder / "one/config.json").exists()
+    assert loop.train(config, folder / "one") == first
+    with pytest.raises(ConfigError, match="holds a run of another configuration"):
+        loop.train(runs.config(folder, store=str(folder / "run/store")), folder / "one")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -128,9 +137,10 @@ def test_what_members_cannot_differ_in_is_refused(folder, changes, message):
 
 
 def test_a_member_is_resolved_like_any_configuration(folder):
-    config = runs.config(folder, members=({"seed": "one"},))
-    with pytest.raises(ConfigError, match=r"config.members\[0\].seed"):
-        expand(config)
+    for wrong in ({"seed": "one"}, {"sae.k": "few"}):
+        (key,) = wrong
+        with pytest.raises(ConfigError, match=rf"config.members\[0\].{key}"):
+            runs.config(folder, members=(wrong,))
     alone = expand(runs.config(folder, seed=5, members=MEMBERS))
     assert [c.seed for c in alone] == [3, 5, 5, 5] and {c.data_seed for c in alone} == {5}
     assert dataclasses.replace(alone[3], data_seed=None) == runs.config(folder, seed=5)

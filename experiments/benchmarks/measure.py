@@ -32,6 +32,33 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
     return best
 
 
+def saex_step(x: Any, n: int, k: int) -> Callable[[], Any]:
+    """make_step: AuxK, rows since each latent fired, tangent gradients, Adam, unit rows, checks."""
+    import jax
+
+    from saex.sae import TopK
+    from saex.sharding import MeshConfig, make_mesh
+    from saex.train.optim import Optim
+    from saex.train.state import init_state
+    from saex.train.step import hyper_arrays, make_step
+
+    sae, optim = TopK(d_in=x.shape[1], n=n, k=k), Optim()
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        batch = {"x": jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))}
+        tx = optim.transformation()
+        state = [init_state(sae, tx, jax.random.key(0), {"x": x}, mesh, "tp")]
+        step, hyper = make_step(sae, optim, 1000), hyper_arrays(sae, optim, 1000)
+        key = jax.random.key(0)
+
+    def call():
+        with jax.set_mesh(mesh):
+            state[0], out = step(state[0], batch, key, hyper)
+        return state[0], out
+
+    return call
+
+
 def where() -> dict[str, str]:
     """date, command and machine of this measurement."""
     return {

@@ -17,18 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from measure import interleaved, where
+from measure import interleaved, saex_step, where
 
 from saex.kernels.encode_topk import encode_topk, pre_activations
 from saex.kernels.sparse_affine import sparse_affine
 from saex.kernels.sparse_decode import DECODE, DOTS, SCATTER, sparse_decode
 from saex.kernels.sparse_decode.cases import BENCHMARK
 from saex.kernels.topk import IMPLS
-from saex.sae import TopK
-from saex.sharding import MeshConfig, make_mesh
-from saex.train.optim import Optim
-from saex.train.state import init_state
-from saex.train.step import hyper_arrays, make_step
 
 HERE = pathlib.Path(__file__).resolve().parent
 HERE_ONLY = ("reference", "cpu")
@@ -156,7 +151,7 @@ def step_calls(b: int, d: int, n: int, k: int) -> Calls:
     loss, gradients, optax.adam and unit rows.
     """
     x = _normal(0, b, d)
-    return {"plain": _plain_step(x, n, k), "cpu": _saex_step(x, n, k)}
+    return {"plain": _plain_step(x, n, k), "cpu": saex_step(np.asarray(x), n, k)}
 
 
 def _plain_step(x: jax.Array, n: int, k: int) -> Callable[[], Any]:
@@ -177,24 +172,6 @@ def _plain_step(x: jax.Array, n: int, k: int) -> Callable[[], Any]:
     def call():
         state[:] = compiled(state[0], state[1], x)
         return state
-
-    return call
-
-
-def _saex_step(x: jax.Array, n: int, k: int) -> Callable[[], Any]:
-    sae, optim = TopK(d_in=x.shape[1], n=n, k=k), Optim()
-    mesh = make_mesh(MeshConfig())
-    with jax.set_mesh(mesh):
-        batch = {"x": jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))}
-        tx = optim.transformation()
-        state = [init_state(sae, tx, jax.random.key(0), {"x": np.asarray(x)}, mesh, "tp")]
-        step, hyper = make_step(sae, optim, 1000), hyper_arrays(sae, optim, 1000)
-        key = jax.random.key(0)
-
-    def call():
-        with jax.set_mesh(mesh):
-            state[0], out = step(state[0], batch, key, hyper)
-        return state[0], out
 
     return call
 

@@ -28,13 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from measure import where
-
-from saex.sae import TopK
-from saex.sharding import MeshConfig, make_mesh
-from saex.train.optim import Optim
-from saex.train.state import init_state
-from saex.train.step import hyper_arrays, make_step
+from measure import saex_step, where
 
 HERE = pathlib.Path(__file__).resolve().parent
 SHAPES = {  # rows, d, n, k
@@ -105,25 +99,6 @@ def zipf_rows(b: int, d: int, features: int = 4096, active: int = 24) -> np.ndar
 
 
 # ---------------------------------------------------------------------------------------- the steps
-
-
-def saex_step(x: np.ndarray, n: int, k: int) -> Step:
-    """make_step: AuxK, rows since each latent fired, tangent gradients, Adam, unit rows, checks."""
-    sae, optim = TopK(d_in=x.shape[1], n=n, k=k), Optim()
-    mesh = make_mesh(MeshConfig())
-    with jax.set_mesh(mesh):
-        batch = {"x": jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))}
-        tx = optim.transformation()
-        state = [init_state(sae, tx, jax.random.key(0), {"x": x}, mesh, "tp")]
-        step, hyper = make_step(sae, optim, 1000), hyper_arrays(sae, optim, 1000)
-        key = jax.random.key(0)
-
-    def call():
-        with jax.set_mesh(mesh):
-            state[0], out = step(state[0], batch, key, hyper)
-        return state[0], out
-
-    return call
 
 
 def sae_lens_step(x: np.ndarray, n: int, k: int) -> Step:
