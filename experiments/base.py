@@ -41,6 +41,7 @@ def get_config(arg: str = "topk") -> ConfigDict:
         {
             "sae": {"name": arg, **SAES[arg]},  # the dictionary: a row of saex.sae.SAES
             "site": "blocks.1.resid_post",  # hook point it is trained on: a column of the store
+            "columns": {},  # where other columns of the method lie: {"y": "blocks.1.mlp_out"}
             "steps": 1000,  # budget in updates, or ...
             "tokens": None,  # ... in rows; exactly one of the two; no default
             "seed": 0,  # of weights, data order and random draws

@@ -78,7 +78,9 @@ class Config:
     """A run.
 
     Fields:
-      sae: the dictionary, by name. site: the hook point that it is trained on.
+      sae: the dictionary, by name. site: the hook point that it is trained on; "a+b" are two side
+        by side. columns: where in the store other columns of the method lie, by their name in a
+        batch, such as ``{"y": "blocks.1.mlp_out"}``; by default under that very name.
       steps or tokens: the budget, in updates or in rows; exactly one.
       seed: of weights, data order and draws. data_seed: of the data order alone; None: ``seed``.
       members: a stack: dictionaries that are trained together on one stream, each as overrides of
@@ -94,6 +96,7 @@ class Config:
 
     sae: Any = section(SAES)
     site: str = "blocks.1.resid_post"
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
     steps: int | None = None
     tokens: int | None = None
     seed: int = 0
@@ -127,8 +130,20 @@ class Config:
                 f"stream.batch={self.stream.batch} is not divisible by mesh.data={self.mesh.data}; "
                 f"use a multiple of {self.mesh.data}"
             )
+        for name in self.columns:
+            if name == "x" or name not in self.sae.columns:
+                raise ValueError(
+                    f"columns[{name!r}]: {type(self.sae).__name__} reads {list(self.sae.columns)}; "
+                    "x is named by config.site, the others may be named here"
+                )
         check_divisible(self.sae.specs(), self.mesh)
         _check_members(self)
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """What a batch is made of: the dictionary's columns, and where they lie in the store."""
+        named = {**self.columns, "x": self.site}
+        return {name: named.get(name, name) for name in self.sae.columns}
 
     @property
     def order_seed(self) -> int:
@@ -286,12 +301,12 @@ def _override(mapping: dict[str, Any], key: str, value: Any, where: str) -> None
                 f"sections: {', '.join(sections)}"
             )
         node, seen = node[part], f"{seen}.{part}"
-    if last not in node:
+    if last not in node and seen != "config.columns":  # whose keys are the method's
         raise ConfigError(
             f"{where}.{key}: {seen} has no field {last!r}{near(last, node)}; its fields: "
             f"{', '.join(sorted(node))}"
         )
-    if isinstance(node[last], dict):
+    if isinstance(node.get(last), dict):
         raise ConfigError(f"{where}.{key}: a section; override its fields one by one")
     if last == "name":
         raise ConfigError(

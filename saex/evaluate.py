@@ -108,7 +108,8 @@ def _open_run(workdir: str | pathlib.Path) -> tuple[Config, pathlib.Path, Any, A
 def site_rows(config: Config, store: Any) -> Any:
     """A store's rows as this configuration counts them."""
     skip = config.stream
-    return evals.Rows(store, config.site, skip.exclude_positions, skip.exclude_tokens)
+    left_out = skip.exclude_positions, skip.exclude_tokens
+    return evals.Rows(store, config.site, *left_out, target=config.reads.get("y"))
 
 
 def store_folder(config: Config, folder: pathlib.Path) -> pathlib.Path:

@@ -18,6 +18,7 @@ import jax
 from saex import distributed, evals, metrics
 from saex.checkpoint import versions
 from saex.config import Config, differences, run_hash, to_json
+from saex.data import joined
 from saex.data.split import open_split
 from saex.evaluate import evaluate_run, report_run, site_rows, store_folder
 from saex.harvest import harvest
@@ -96,7 +97,7 @@ def _fit(
     """Update until the budget is spent and the last states are saved."""
     steps = config.n_steps
     with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
-        stream = config.stream.open(store, {"x": config.site}, config.order_seed, mesh)
+        stream = config.stream.open(store, config.reads, config.order_seed, mesh)
         closing.callback(stream.close)
         log.info("stream: %s", stream.info)
         members = members_of(config, folder)
@@ -278,21 +279,33 @@ def _stores(config: Config, folder: pathlib.Path, stop: Any) -> tuple[Any, Any]:
                 "nothing to harvest; name a store of ready rows by --config.store=DIR"
             )
         model, params = config.subject.load()
-        if config.site not in model.sites:
-            raise ConfigError(f"config.site={config.site!r}: choose from {sorted(model.sites)}")
-        _check_width(config, model.sites[config.site])
+        sites = _sites(config, model)
+        _check_width(config, sum(model.sites[part] for part in joined.parts(config.site)))
         stores = tuple(
-            _harvest(config, model, params, split, root / split, stop)
+            _harvest(config, model, params, sites, split, root / split, stop)
             for split in ("train", "heldout")
         )
     for store in stores:
         if not store.complete:
             raise ConfigError(f"{store.path} is not complete: run its harvest again to the end")
-        _check_width(config, store.column(config.site).shape[0])
+        _check_width(config, joined.column(store, config.site).shape[0])
     return stores
 
 
-def _harvest(config: Config, model: Any, params: Any, split: str, path: Any, stop: Any) -> Any:
+def _sites(config: Config, model: Any) -> tuple[str, ...]:
+    """The sites of the subject model that the dictionary's columns are made of."""
+    named = [part for column in config.reads.values() for part in joined.parts(column)]
+    for name, column in config.reads.items():
+        for part in joined.parts(column):
+            if part not in model.sites:
+                where = "site" if name == "x" else f"columns[{name!r}]"
+                raise ConfigError(f"config.{where}={part!r}: choose from {sorted(model.sites)}")
+    return tuple(dict.fromkeys(named))
+
+
+def _harvest(
+    config: Config, model: Any, params: Any, sites: Any, split: str, path: Any, stop: Any
+) -> Any:
     budget = config.harvest.budget(split)
     progress = metrics.Progress(f"harvest {split}", budget, unit="row")
 
@@ -302,7 +315,7 @@ def _harvest(config: Config, model: Any, params: Any, split: str, path: Any, sto
 
     store = harvest(
         model, params, config.text, split, path, config.harvest,
-        sites=(config.site,), seed=config.seed, progress=update,
+        sites=sites, seed=config.seed, progress=update,
     )  # fmt: skip
     progress.close()
     log.info("%s: %d rows", path, store.rows)

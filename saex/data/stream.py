@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from saex.data import joined
 from saex.data.exclude import DEFAULT_POSITIONS, Kept, resolve
 from saex.data.lanes import Lanes, parts_of
 from saex.data.lease import Lease
@@ -88,7 +89,8 @@ class Stream:
         Args:
           store: a complete store.
           columns: names in the batch -> columns of the store, such as
-            `{"x": "blocks.1.resid_post"}`; a sequence keeps the names.
+            `{"x": "blocks.1.resid_post"}`; a sequence keeps the names. "a+b" are two columns
+            side by side (`saex.data.joined`).
           seed: the order's, any integer from 0.
           mesh: batches are sharded over its data axis; None: arrays on the default device.
           dtype: what floating-point columns are cast to; None: as they are stored.
@@ -130,12 +132,13 @@ class Batches:
     ):
         self.batch = config.batch
         self._config, self._names, self._store, self._seed = config, names, store, seed
-        self._columns = {name: store.column(stored) for name, stored in names.items()}
+        self._columns = {name: joined.column(store, stored) for name, stored in names.items()}
+        self._stored = {part: store.column(part) for part in _parts(names)}
         self._dtypes = {n: _dtype(c, dtype) for n, c in self._columns.items()}
         self._kept = [self._resolve(one) for one in parts_of(store)[0]]
         self.rows = sum(int(kept.counts.sum()) for kept in self._kept)
         _check_rows(store, self.rows, config.batch)
-        self._lanes = self._open_lanes(sorted(set(names.values())))
+        self._lanes = self._open_lanes(sorted(self._stored))
         self._lease = Lease()
         self._sharding = None if mesh is None else NamedSharding(mesh, jax.P(DATA))
         self.steps_per_epoch = self.rows / self.batch
@@ -171,8 +174,8 @@ class Batches:
         }
 
     def _resolve(self, store: Store | Part) -> Kept:
-        config, stored = self._config, set(self._names.values())
-        sites = sorted(name for name in stored if store.column(name).shape)
+        config = self._config
+        sites = sorted(name for name, column in self._stored.items() if column.shape)
         rules = config.exclude_positions, config.exclude_tokens, config.max_norm
         return resolve(store, *rules, sites)
 
@@ -230,11 +233,14 @@ class Batches:
         Raises:
           StoreError: the store is damaged; names the file.
         """
-        stored = {c: self._columns[n] for n, c in self._names.items()}
-        rows = stop - start
+        rows, stored = stop - start, self._stored
         out = {c: self._lease.empty((rows, *k.shape), k.numpy_dtype) for c, k in stored.items()}
         self._lanes.gather(start, stop, out)
-        return {n: cast(out[c], self._dtypes[n]) for n, c in self._names.items()}
+        return {n: self._join(n, [out[c] for c in joined.parts(s)]) for n, s in self._names.items()}
+
+    def _join(self, name: str, columns: list[np.ndarray]) -> np.ndarray:
+        whole = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+        return cast(whole, self._dtypes[name])
 
     def sample(self, rows: int) -> dict[str, np.ndarray]:
         """The first rows of the stream, for what is initialised from data; at most an epoch."""
@@ -290,10 +296,10 @@ def rows(
     names = dict(columns) if isinstance(columns, Mapping) else {n: n for n in columns}
     stop = store.rows if stop is None else stop
     for stored in names.values():
-        store.column(stored)
+        joined.column(store, stored)
     for at in range(start, stop, batch):
         end = min(at + batch, stop)
-        yield {name: store.read(stored, at, end) for name, stored in names.items()}
+        yield {name: joined.read(store, stored, at, end) for name, stored in names.items()}
 
 
 def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -315,7 +321,11 @@ def _check_store(store: Store | Part | Mixed, names: Mapping[str, str]) -> None:
             "Run the same harvest again, it goes on where it stopped"
         )
     for stored in names.values():
-        store.column(stored)
+        joined.column(store, stored)
+
+
+def _parts(names: Mapping[str, str]) -> set[str]:
+    return {part for stored in names.values() for part in joined.parts(stored)}
 
 
 def _check_rows(store: Store | Part | Mixed, kept: int, batch: int) -> None:

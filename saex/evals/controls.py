@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from saex.evals.reconstructors import OfDictionary, Reconstructor
 from saex.evals.rows import Rows
+from saex.typing import Batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,7 +60,8 @@ def fit(
       rows: about how many rows are read.
 
     Returns:
-      {"pca", "untrained", "token_mean"}; the last only where the store has tokens.
+      {"pca", "untrained", "token_mean"}; the first only where rows reconstruct themselves, the last
+      only where the store has tokens.
 
     Raises:
       ValueError: no k was given and the dictionary has none; or no row is left.
@@ -70,10 +72,10 @@ def fit(
     sums = _Sums(train)
     for block in train.blocks(rows):
         sums.add(block)
-    out: dict[str, Reconstructor] = {"pca": sums.pca(min(k, sae.d_in))}
-    out["untrained"] = OfDictionary(
-        sae, jax.jit(sae.init)(key, {"x": jnp.asarray(sums.sample())})[0]
-    )
+    out: dict[str, Reconstructor] = {}
+    if train.target is None:
+        out["pca"] = sums.pca(min(k, sae.d_in))
+    out["untrained"] = OfDictionary(sae, jax.jit(sae.init)(key, sums.sample())[0])
     if sums.by_token is not None:
         out["token_mean"] = sums.token_mean()
     return out
@@ -84,25 +86,26 @@ class _Sums:
 
     def __init__(self, train: Rows):
         block = next(train.blocks(1))
-        d = block.x.shape[1]
-        first = block.x[block.kept] if block.kept.any() else block.x
+        d = block.y.shape[1]
+        first = block.y[block.kept] if block.kept.any() else block.y
         self.shift = first.astype(np.float32).mean(axis=0)
         self.count, self.total, self.outer = 0, np.zeros(d), np.zeros((d, d))
         self.by_token = None if block.tokens is None else np.zeros((0, d))
         self.tokens = np.zeros(0, np.int64)
-        self.samples: list[np.ndarray] = []
+        self.samples: list[dict[str, np.ndarray]] = []
 
     def add(self, block: Any) -> None:
-        x = block.x[block.kept].astype(np.float32)
-        self.samples.append(x[:: max(1, len(x) // 64)])
-        x = x - self.shift
-        self.count += len(x)
-        self.total += x.sum(axis=0, dtype=np.float64)
-        self.outer += x.T @ x
+        x, y = (rows[block.kept].astype(np.float32) for rows in (block.x, block.y))
+        every = max(1, len(y) // 64)
+        self.samples.append({"x": x[::every], "y": y[::every]})
+        y = y - self.shift
+        self.count += len(y)
+        self.total += y.sum(axis=0, dtype=np.float64)
+        self.outer += y.T @ y
         if self.by_token is not None:
-            self._add_tokens(block.tokens[block.kept], x)
+            self._add_tokens(block.tokens[block.kept], y)
 
-    def _add_tokens(self, tokens: np.ndarray, x: np.ndarray) -> None:
+    def _add_tokens(self, tokens: np.ndarray, y: np.ndarray) -> None:
         assert self.by_token is not None
         ids, start, counts = _runs(order := np.argsort(tokens, kind="stable"), tokens)
         grow = int(ids.max(initial=-1)) + 1 - len(self.tokens)
@@ -111,11 +114,11 @@ class _Sums:
             self.by_token = np.pad(self.by_token, ((0, grow), (0, 0)))
         self.tokens[ids] += counts
         if len(ids):
-            self.by_token[ids] += np.add.reduceat(x[order], start, axis=0, dtype=np.float64)
+            self.by_token[ids] += np.add.reduceat(y[order], start, axis=0, dtype=np.float64)
 
-    def sample(self) -> np.ndarray:
-        """Rows spread over all that was read, float32 [rows, d]."""
-        return np.concatenate(self.samples)
+    def sample(self) -> Batch:
+        """Rows spread over all that was read, float32 {"x", "y": [rows, d]}."""
+        return {n: jnp.asarray(np.concatenate([s[n] for s in self.samples])) for n in ("x", "y")}
 
     def mean(self) -> np.ndarray:
         return self.shift + self.total / self.count

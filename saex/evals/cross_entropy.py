@@ -19,6 +19,9 @@ from saex.models.transformer import Edit
 class CrossEntropy:
     """Nats per predicted token of held-out text, with the site left alone and replaced.
 
+    What is replaced is the site, or the target that a transcoder predicts from it. Rows of several
+    sites, or of no site of the model, have no such number.
+
     Positions that the dictionary does not see (``Rows.skip_*``) keep their own activation in every
     variant, ablations too, and what is predicted from there is not scored; nor is padding.
 
@@ -45,6 +48,8 @@ class CrossEntropy:
         """The metrics and, under ``<control>.``, those of each control; {} without a model."""
         if heldout.model is None or heldout.text is None:
             return {}
+        if not {heldout.rows.site, heldout.rows.predicted} <= set(heldout.model.sites):
+            return {}
         variants = {
             "": OfDictionary(sae, params),
             "mean": Constant(heldout.mean),
@@ -68,17 +73,19 @@ class CrossEntropy:
         self, variants: Mapping[str, Reconstructor], heldout: HeldOut
     ) -> tuple[dict[str, float], dict[str, float], int]:
         """(nats per token, KL per position, tokens): by variant, and "clean" in the first."""
-        model, site = heldout.model, heldout.rows.site
+        model, site, target = heldout.model, heldout.rows.site, heldout.rows.predicted
         weights = jax.tree.map(jnp.asarray, heldout.model_params)
         nats, kl = dict.fromkeys(["clean", *variants], 0.0), dict.fromkeys(variants, 0.0)
         predicted, positions = 0, 0
         for tokens, seen, scored in self._batches(heldout):
-            log_p, x, losses = _clean(model, site, weights, tokens)
+            log_p, x, y, losses = _clean(model, site, target, weights, tokens)
             nats["clean"] += _total(losses, scored)
             rows, ids = x.reshape(-1, x.shape[-1]), tokens.reshape(-1)
             for name, variant in variants.items():
                 new = variant.reconstruct(rows, ids)
-                losses, divergence = _replaced(model, site, weights, tokens, x, new, seen, log_p)
+                losses, divergence = _replaced(
+                    model, target, weights, tokens, y, new, seen, log_p
+                )
                 nats[name] += _total(losses, scored)
                 kl[name] += _total(divergence, seen)
             predicted, positions = predicted + int(scored.sum()), positions + int(seen.sum())
@@ -124,25 +131,25 @@ def _put(x: Any, new: Any) -> Any:
     return new
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _clean(model: Any, site: str, params: Any, tokens: Any) -> tuple[Any, Any, Any]:
-    """(log p [b, t, v], the site's activations [b, t, d], nats [b, t - 1])."""
-    logits, taps = model.run(params, tokens, taps=(site,))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _clean(model: Any, site: str, target: str, params: Any, tokens: Any) -> tuple:
+    """(log p [b, t, v], the site's activations [b, t, d], the target's, nats [b, t - 1])."""
+    logits, taps = model.run(params, tokens, taps=tuple({site: 0, target: 0}))
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    return log_p, taps[site], _nats(log_p, tokens)
+    return log_p, taps[site], taps[target], _nats(log_p, tokens)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _replaced(
-    model: Any, site: str, params: Any, tokens: Any, x: Any, new: Any, seen: Any, log_p: Any
+    model: Any, target: str, params: Any, tokens: Any, y: Any, new: Any, seen: Any, log_p: Any
 ) -> tuple[Any, Any]:
     """(nats [b, t - 1], KL from log_p [b, t]) with ``new`` [b * t, d] at the seen positions.
 
     The edit does not read what it replaces, so XLA drops all that only leads to it: the model
-    before the site is computed once, by ``_clean``, however many variants there are.
+    before the target is computed once, by ``_clean``, however many variants there are.
     """
-    new = jnp.where(seen[..., None], new.reshape(x.shape).astype(x.dtype), x)
-    logits, _ = model.run(params, tokens, edits={site: Edit(_put, (new,))})
+    new = jnp.where(seen[..., None], new.reshape(y.shape).astype(y.dtype), y)
+    logits, _ = model.run(params, tokens, edits={target: Edit(_put, (new,))})
     log_q = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return _nats(log_q, tokens), jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 

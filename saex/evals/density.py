@@ -51,7 +51,7 @@ class Density:
 
     def run(self, sae: Any, params: Any, heldout: HeldOut) -> dict[str, float]:
         """The metrics; controls have no latents to count."""
-        heldout.rows.check_width(sae.d_in)
+        heldout.rows.check_widths(sae)
         counts = (heldout.shared or {}).get(heldout.rows.count(self.rows))
         if counts is None:
             counts = count(sae, params, heldout.rows, self.rows)

@@ -81,10 +81,10 @@ class HeldOut:
 
     @functools.cached_property
     def mean(self) -> np.ndarray:
-        """float64 [d]: the mean of the held-out rows that count (of about 262144 of them)."""
+        """float64 [d]: mean of what shall be reconstructed, over about 262144 rows that count."""
         total, count = 0.0, 0
         for block in self.rows.blocks(262_144):
-            total = total + block.x[block.kept].astype(np.float32).sum(axis=0, dtype=np.float64)
+            total = total + block.y[block.kept].astype(np.float32).sum(axis=0, dtype=np.float64)
             count += int(block.kept.sum())
         if count == 0:
             raise ValueError(

@@ -19,7 +19,7 @@ from saex.evals.reconstructors import OfDictionary, Reconstructor
 class Reconstruction:
     """Sums over rows in float64; the result does not depend on how rows are cut into blocks.
 
-    Metrics, over the rows that count:
+    Metrics, over the rows that count (x: what shall be reconstructed, of a transcoder its target):
       fvu: sum ||x - y||^2 / sum ||x - mean||^2, with the mean of these very rows (pooled, centred).
       fvu_without_first: the same without position 0 (where the store has positions).
       mse: mean over rows and entries of (x - y)^2. cosine: mean over rows (0 where one is 0).
@@ -35,7 +35,7 @@ class Reconstruction:
 
     def run(self, sae: Any, params: Any, heldout: HeldOut) -> dict[str, float]:
         """Metrics of the dictionary and, under ``<control>.``, of each control."""
-        heldout.rows.check_width(sae.d_in)
+        heldout.rows.check_widths(sae)
         sums = self._pass(OfDictionary(sae, params), heldout)
         if heldout.shared is not None:
             counts = Counts(sums.fired, int(sums.counts[0]))
@@ -72,7 +72,7 @@ class _Sums:
 
     def __init__(self, heldout: HeldOut):
         self.shift = heldout.mean.astype(np.float32)
-        self.site = heldout.rows.site
+        self.site = heldout.rows.predicted
         self.scalars: dict[str, float] = defaultdict(float)
         self.vectors = np.zeros((2, len(self.shift)))
         self.counts = np.zeros(2, np.int64)
@@ -81,7 +81,7 @@ class _Sums:
     def add(self, block: Any, y: Any, extra: dict[str, Any]) -> None:
         not_first = block.kept if block.positions is None else block.kept & (block.positions != 0)
         masks = np.stack([block.kept, not_first])
-        per_row, vectors = jax.device_get(_moments(block.x, y, self.shift, masks))
+        per_row, vectors = jax.device_get(_moments(block.y, y, self.shift, masks))
         self.vectors += vectors
         self.counts += masks.sum(axis=1)
         columns = {k: np.asarray(v, np.float64) for k, v in {**per_row, **extra}.items()}

@@ -6,15 +6,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from saex.data import joined
+
 
 class Block(NamedTuple):
     """One block of ``batch`` rows; the last of a store is filled up with rows that do not count.
 
-    x: [batch, d] in the stored dtype. tokens, positions: int32 [batch], or None where the store has
+    x: [batch, d] in the stored dtype. y: what shall be reconstructed: x itself, or the target's
+    rows [batch, d_out]. tokens, positions: int32 [batch], or None where the store has
     no such column. kept: bool [batch], rows that count. start: the store's row number of row 0.
     """
 
     x: np.ndarray
+    y: np.ndarray
     tokens: np.ndarray | None
     positions: np.ndarray | None
     kept: np.ndarray
@@ -27,11 +31,12 @@ class Rows:
 
     Fields:
       store: the store; its columns ``tokens`` and ``position`` are used where there are any.
-      site: the column of activations.
+      site: the column of activations; "a+b": of two sites side by side.
       skip_positions: positions in the context that are left out (a store without positions has
         none to leave out). skip_tokens: token ids that are left out.
       batch: rows a block; shapes are fixed, so that one program serves all. A multiple of the
         number of devices that share the rows. Small blocks stay in a CPU's cache.
+      target: the column that is to be predicted from the site (of a transcoder); None: the site.
     """
 
     store: Any
@@ -39,17 +44,29 @@ class Rows:
     skip_positions: tuple[int, ...] = ()
     skip_tokens: tuple[int, ...] = ()
     batch: int = 1024
+    target: str | None = None
 
     def __post_init__(self) -> None:
-        self.store.column(self.site)
+        for name in (self.site, self.predicted):
+            joined.column(self.store, name)
         if self.batch < 1:
             raise ValueError(f"batch={self.batch}: at least 1 row a block is needed")
         if self.store.rows == 0:
             raise ValueError(f"the store of site {self.site!r} has no rows: harvest some")
 
-    def check_width(self, d: int) -> None:
-        """Raise the store's error where its rows are not vectors of width ``d``."""
-        self.store.column(self.site, width=d)
+    @property
+    def predicted(self) -> str:
+        """The column that a reconstruction is compared with."""
+        return self.site if self.target is None else self.target
+
+    def check_widths(self, sae: Any) -> None:
+        """Raise the store's error where its rows are not of the dictionary's widths."""
+        joined.column(self.store, self.site, sae.d_in)
+        joined.column(self.store, self.predicted, sae.d_out)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The site's rows [start, stop)."""
+        return joined.read(self.store, self.site, start, stop)
 
     def blocks(self, at_most: int | None = None, stop: int | None = None) -> Iterator[Block]:
         """Rows before ``stop``, in order; of more, about ``at_most`` in blocks spread evenly."""
@@ -68,8 +85,10 @@ class Rows:
         kept = np.arange(self.batch) < stop - start
         kept &= keep(tokens, self.skip_tokens, self.batch)
         kept &= keep(positions, self.skip_positions, self.batch)
-        x = _filled(self.store.read(self.site, start, stop), self.batch)
-        return Block(x, tokens, positions, kept, start)
+        x = y = _filled(self.read(start, stop), self.batch)
+        if self.target is not None:
+            y = _filled(joined.read(self.store, self.target, start, stop), self.batch)
+        return Block(x, y, tokens, positions, kept, start)
 
     def _column(self, name: str, start: int, stop: int) -> np.ndarray | None:
         if name not in self.store.columns:

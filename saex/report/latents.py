@@ -153,7 +153,7 @@ def _next_tokens(
     vocabulary, which the softmax does not see.
     """
     weights = heldout.model_params
-    residual = not heldout.rows.site.endswith("mlp_in")
+    residual = not heldout.rows.predicted.endswith("mlp_in") and "+" not in heldout.rows.site
     if not latents or not residual or not _can_unembed(weights):
         return [((), ())] * len(latents)
     unembed = np.asarray(weights["final_norm"])[:, None] * np.asarray(weights["unembed"])

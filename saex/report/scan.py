@@ -55,7 +55,7 @@ def scan(
       at_most: rows to read.
       m: contexts to keep of each latent.
     """
-    rows.check_width(sae.d_in)
+    rows.check_widths(sae)
     fired, total, count = np.zeros(sae.n, np.int64), np.zeros(sae.n), 0
     best = _Best(sae.n, m, starts)
     with on_mesh_of(params):
@@ -166,4 +166,4 @@ def _gather(rows: Rows, ids: np.ndarray) -> np.ndarray:
     """The site's rows ``ids`` (rising), read run by run."""
     breaks = np.flatnonzero(np.diff(ids) > 1) + 1
     runs = [(int(r[0]), int(r[-1]) + 1) for r in np.split(ids, breaks) if len(r)]
-    return np.concatenate([rows.store.read(rows.site, a, b) for a, b in runs])
+    return np.concatenate([rows.read(a, b) for a, b in runs])
