@@ -139,27 +139,21 @@ def harvest(
       StoreError: as StoreWriter; NaN or infinite activations, a full disk. What was committed
         before is whole.
     """
-    cfg = dataclasses.replace(
-        cfg,
-        sites=tuple(dict.fromkeys((*sites, *cfg.sites))),
-        context=cfg.context or model.context,
-    )
-    _check(model, cfg)
+    cfg = settle(model, cfg, sites)
     _check_processes(cfg)
     shuffled = seed if cfg.shuffle and split == "train" else None
     run = functools.partial(_Run, model, params, cfg, progress=progress, shuffle=shuffled)
 
     def open_writer(part: tuple[int, int] | None) -> StoreWriter:
         return StoreWriter(
-            path, columns, meta, chunk_rows=cfg.chunk_rows, max_buffer_bytes=_memory(columns, cfg),
-            part=part, non_finite=cfg.non_finite,
+            path, columns, meta, part=part, chunk_rows=cfg.chunk_rows,
+            max_buffer_bytes=buffer_bytes(columns, cfg), non_finite=cfg.non_finite,
         )  # fmt: skip
 
     def contexts() -> Contexts:
-        pieces = list(chunk(source.documents(split), encode, cfg.context, bos))
-        return _choose(pieces, cfg.budget(split), seed)
+        return choose(source, split, cfg, seed, encode, bos)
 
-    meta, columns = describe(model, params, source, split, cfg, seed), _columns(model, cfg)
+    meta, columns = describe(model, params, source, split, cfg, seed), columns_of(model, cfg)
     if cfg.parts > 1 and not (Path(path) / MANIFEST).exists():
         _write_parts(cfg.parts, open_writer, contexts, run)
         distributed.barrier(f"parts {path}")
@@ -171,6 +165,30 @@ def harvest(
                 run(contexts(), writer).work()
     distributed.barrier(f"harvest {path}")
     return Store.open(path)
+
+
+def settle(model: Any, cfg: Harvest, sites: Sequence[str] = ()) -> Harvest:
+    """The section with all sites, and the model's context where it names none; checked.
+
+    Raises:
+      ValueError: a site that the model does not have, none at all, a context that is too long.
+    """
+    sites, context = tuple(dict.fromkeys((*sites, *cfg.sites))), cfg.context or model.context
+    cfg = dataclasses.replace(cfg, sites=sites, context=context)
+    _check(model, cfg)
+    return cfg
+
+
+def choose(
+    source: Any, split: str, cfg: Harvest, seed: int, encode: Callable[[str], Any], bos: int
+) -> Contexts:
+    """As many whole contexts of a split as fit the budget of rows, in a random order.
+
+    Raises:
+      ValueError: no text.
+    """
+    pieces = list(chunk(source.documents(split), encode, cfg.context, bos))
+    return _choose(pieces, cfg.budget(split), seed)
 
 
 def _write_parts(parts: int, open_writer: Callable, contexts: Callable, run: Callable) -> None:
@@ -217,7 +235,7 @@ class _Run:
 
     def __init__(self, model, params, cfg, contexts, writer, progress, shuffle=None, span=None):
         self.cfg, self.contexts, self.writer, self.progress = cfg, contexts, writer, progress
-        self.params, self.forward = params, _forward(model, cfg)
+        self.params, self.forward = params, make_forward(model, cfg)
         self.shuffle = shuffle
         self.first, self.end = span or (0, len(contexts))
         self.total = int(contexts.lengths[self.first : self.end].sum())
@@ -271,28 +289,37 @@ class _Run:
             end = min(begin + self.cfg.batch, stop)
             ahead = (begin, end, self.forward(self.params, self._tokens(begin, end)))
             if running:
-                yield running[1], self._rows(*running)
+                yield running[1], rows_of(self.contexts, *running)
             running = ahead
         if running:
-            yield running[1], self._rows(*running)
+            yield running[1], rows_of(self.contexts, *running)
 
     def _tokens(self, begin: int, end: int) -> np.ndarray:
         """[batch, context] int32; the last batch is filled up, so that nothing is compiled anew."""
         tokens = self.contexts.tokens[begin:end]
         return np.pad(tokens, ((0, self.cfg.batch - len(tokens)), (0, 0)))
 
-    def _rows(self, begin: int, end: int, acts: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-        """Rows of the positions that count, context by context."""
-        tokens, lengths = self.contexts.tokens[begin:end], self.contexts.lengths[begin:end]
-        position = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-        counts = np.flatnonzero((position < lengths[:, None]).reshape(-1))
-        columns = {
-            "tokens": tokens,
-            "document": np.broadcast_to(self.contexts.documents[begin:end, None], tokens.shape),
-            "position": position,
-            **{site: np.asarray(x)[: end - begin] for site, x in acts.items()},
-        }
-        return {n: x.reshape(-1, *x.shape[2:])[counts] for n, x in columns.items()}
+
+def rows_of(
+    contexts: Contexts, begin: int, end: int, acts: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Columns of the positions that count, context by context, [rows, *shape] each.
+
+    Args:
+      contexts: all of them.
+      begin, end: which.
+      acts: {column: [at least end - begin, context, *shape]}.
+    """
+    tokens, lengths = contexts.tokens[begin:end], contexts.lengths[begin:end]
+    position = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    counts = np.flatnonzero((position < lengths[:, None]).reshape(-1))
+    columns = {
+        "tokens": tokens,
+        "document": np.broadcast_to(contexts.documents[begin:end, None], tokens.shape),
+        "position": position,
+        **{name: np.asarray(x)[: end - begin] for name, x in acts.items()},
+    }
+    return {n: x.reshape(-1, *x.shape[2:])[counts] for n, x in columns.items()}
 
 
 def _check(model: Any, cfg: Harvest) -> None:
@@ -315,14 +342,15 @@ def _check_processes(cfg: Harvest) -> None:
         )
 
 
-def _columns(model: Any, cfg: Harvest) -> dict[str, Column]:
+def columns_of(model: Any, cfg: Harvest) -> dict[str, Column]:
+    """The columns of a harvest."""
     sites = {site: Column((model.sites[site],), cfg.dtype) for site in cfg.sites}
     if cfg.norms:
         sites |= {site + NORM: Column((), "float32") for site in cfg.sites}
     return {**sites, **{n: Column((), "int32") for n in ("tokens", "document", "position")}}
 
 
-def _memory(columns: Mapping[str, Column], cfg: Harvest) -> int:
+def buffer_bytes(columns: Mapping[str, Column], cfg: Harvest) -> int:
     """Bytes that the rows of a segment may take before they are written."""
     rows = cfg.segment_rows + cfg.batch * cfg.context
     return 2 * rows * sum(c.row_bytes for c in columns.values())
@@ -334,7 +362,7 @@ def _fields(thing: Any) -> dict[str, Any]:
     return dataclasses.asdict(thing)
 
 
-def _forward(model: Any, cfg: Harvest) -> Callable:
+def make_forward(model: Any, cfg: Harvest) -> Callable:
     """(params, tokens [batch, context]) -> {site: [batch, context, width]} in the stored dtype."""
     last = max(cfg.sites, key=list(model.sites).index)
 
