@@ -118,6 +118,15 @@ class Lanes:
                     window.take(part.start, part.stop, out, at)
                 at += part.stop - part.start
 
+    def windows_of(self, stop: int) -> Iterator[np.ndarray]:
+        """Of each window of the first store that rows [0, stop) of the sequence of batches come
+        from, the numbers of its chunks, int64, lane by lane.
+        """
+        rows = -(-stop // self._batch) * self._share
+        for order in self._orders[0]:
+            for piece in order.pieces(0, rows):
+                yield order.chunks(piece.epoch, piece.window)[0]
+
     def close(self) -> None:
         """Stops reading ahead and lets go of the memory."""
         self._reader.shutdown(wait=True, cancel_futures=True)

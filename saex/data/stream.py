@@ -242,6 +242,10 @@ class Batches:
         whole = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
         return cast(whole, self._dtypes[name])
 
+    def windows(self, rows: int) -> Iterator[np.ndarray]:
+        """Of each window that the first `rows` rows come from, the numbers of its chunks, int64."""
+        return self._lanes.windows_of(rows)
+
     def sample(self, rows: int) -> dict[str, np.ndarray]:
         """The first rows of the stream, for what is initialised from data; at most an epoch."""
         return self.gather(0, min(rows, self.rows))
