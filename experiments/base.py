@@ -70,11 +70,17 @@ def get_config(arg: str = "topk") -> ConfigDict:
                 "non_finite": "refuse",  # rows with NaN or infinity; or "drop"
             },
             "store": None,  # run: a store (a hash splits it), or a folder with train/, heldout/
-            "stream": {  # how a store becomes batches
+            "live": {  # rows made while the run goes on, instead of being read from a store
+                "enabled": False,  # sections text, harvest, stream hold; a chunk: a forward pass
+                "tee": False,  # run: write them to WORKDIR/store/train as well
+                "devices": 0,  # run: the model on so many last devices; 0: on the mesh's
+            },
+            "stream": {  # how rows become batches
                 "batch": 4096,  # rows a step, over all processes
                 "window": 64,  # chunks shuffled together in memory
                 "exclude_positions": (0,),  # positions left out: the first is often an outlier
                 "exclude_tokens": (),  # token ids left out
+                "exclude": {},  # column -> values by which rows are left out: {"label": (3, 7)}
                 "max_norm": 0.0,  # rows beyond so many times the median norm left out; 0: none
                 "lanes": 8,  # a multiple of the processes; each reads the lanes of its own rows
                 "threads": 1,  # run: threads that make batches; 0: on demand

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from saex.data.manifest import Column, StoreError
+from saex.data import quantise
+from saex.data.manifest import STRING, Column, StoreError
+from saex.data.strings import Codes
 
 # Elements looked at together: small enough for the cache.
 _BLOCK = 2**17
@@ -21,22 +23,33 @@ class RowBuffer:
     Attributes:
       rows: rows that are held.
       dropped: rows that were passed over because they hold NaN or infinity.
+      clipped: int8 column with scales -> values that were beyond its largest code.
     """
 
     def __init__(self, columns: dict[str, Column], max_bytes: int, drop: bool = False):
-        self.rows = self.dropped = 0
-        self._drop = drop
-        self._columns = columns
-        self._max_rows = max_bytes // max(1, sum(c.row_bytes for c in columns.values()))
-        self._arrays = {n: np.empty((0, *c.shape), c.numpy_dtype) for n, c in columns.items()}
+        self._drop, self._columns = drop, columns
+        stored = {n: c for n, c in quantise.with_parts(columns).items() if c.stored}
+        self._max_rows = max_bytes // max(1, sum(c.row_bytes for c in stored.values()))
+        self._arrays = {n: np.empty((0, *c.shape), c.numpy_dtype) for n, c in stored.items()}
+        self._codes = {n: Codes() for n, c in columns.items() if c.dtype == STRING}
+        self.clear()
 
     def view(self) -> dict[str, np.ndarray]:
-        """The rows, [rows, *shape] by column; valid until the next call of another method."""
+        """The rows, [rows, *shape] by array as it will be on disk (strings: see `strings`); valid
+        until the next call of another method.
+        """
         return {name: array[: self.rows] for name, array in self._arrays.items()}
+
+    def strings(self, name: str, codes: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """The strings behind numbers of a column of the view, sorted, and each one's place."""
+        return self._codes[name].sorted(codes)
 
     def clear(self) -> None:
         """Forgets the rows and keeps the memory."""
         self.rows = self.dropped = 0
+        self.clipped = dict.fromkeys(self._columns, 0)
+        for codes in self._codes.values():
+            codes.clear()
 
     def append(self, rows: Mapping[str, Any], first_row: int) -> None:
         """Copies rows in. `first_row` is the first one's number in the store, for messages.
@@ -44,7 +57,8 @@ class RowBuffer:
         Raises:
           StoreError: as `StoreWriter.append`; then nothing was taken.
         """
-        checked, dropped = check_rows(rows, self._columns, first_row, self._drop)
+        numbered = {n: c.encode(n, rows[n]) for n, c in self._codes.items() if n in rows}
+        checked, dropped = check_rows({**rows, **numbered}, self._columns, first_row, self._drop)
         more = len(next(iter(checked.values())))
         if self.rows + more > self._max_rows:
             raise StoreError(
@@ -53,9 +67,19 @@ class RowBuffer:
             )
         self._reserve(self.rows + more)
         for name, values in checked.items():
-            self._arrays[name][self.rows : self.rows + more] = values
+            for array, part in self._encoded(name, values).items():
+                self._arrays[array][self.rows : self.rows + more] = part
         self.rows += more
         self.dropped += dropped
+
+    def _encoded(self, name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays that a column's values become on disk."""
+        column = self._columns[name]
+        if column.stored:
+            return {name: values}
+        arrays, clipped = quantise.encode(name, column, values)
+        self.clipped[name] += clipped
+        return arrays
 
     def _reserve(self, rows: int) -> None:
         for name, array in self._arrays.items():
@@ -113,7 +137,8 @@ def _cast(name: str, values: np.ndarray, column: Column) -> np.ndarray:
         )
     # Kind "V" is ml_dtypes (bfloat16 and its like), "f" and "iub" are numpy's own.
     if (values.dtype.kind in "fV") != column.is_float or values.dtype.kind not in "fViub":
-        raise StoreError(f"column {name!r} is {column.dtype}, its values are {values.dtype}")
+        kind = column.dtype if column.stored else "int8 with scales, for floating point"
+        raise StoreError(f"column {name!r} is {kind}, its values are {values.dtype}")
     if not column.is_float:
         _refuse_overflow(name, values, column)
     with np.errstate(over="ignore"):  # what overflows is refused as infinite right after

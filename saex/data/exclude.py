@@ -1,16 +1,20 @@
-"""Which rows are streamed: rules on positions and tokens, resolved before the first step."""
+"""Which rows are streamed: rules on positions, tokens, norms and any other column of numbers,
+resolved before the first step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from saex.data.manifest import StoreError
+from saex.data.manifest import STRING, StoreError
 from saex.data.split import Part
 from saex.data.store import Store
+from saex.data.strings import number_of
 
 POSITION, TOKENS = "position", "tokens"
 NORM = ".norm"  # SITE.norm is the column of the norms of column SITE
@@ -58,6 +62,7 @@ def resolve(
     tokens: Sequence[int],
     max_norm: float = 0.0,
     sites: Sequence[str] = (),
+    values: Mapping[str, Sequence[Any]] = MappingProxyType({}),
 ) -> Kept:
     """Applies the rules to every row of the store.
 
@@ -69,14 +74,18 @@ def resolve(
       max_norm: rows are left out whose norm at one of `sites` is more than this many times the
         median over all rows of the store; 0: none.
       sites: columns; each needs its norms, as a harvest writes them (`SITE.norm`).
+      values: column -> what rows are left out by, in any column of one whole number or string a
+        row.
 
     Raises:
-      StoreError: a rule whose column the store does not have.
+      StoreError: a rule whose column the store does not have, or that its column cannot hold.
     """
     chunks, rules = store.chunks(), {}
     if POSITION in store.columns or tuple(positions) != DEFAULT_POSITIONS:
         rules[POSITION] = tuple(positions)
     rules[TOKENS] = tuple(tokens)
+    for name, left_out in values.items():
+        rules[name] = (*rules.get(name, ()), *left_out)
     mask, info = _apply(store, {k: v for k, v in rules.items() if v})
     for site in sites if max_norm else ():
         mask = _within(store, site, max_norm, mask, info)
@@ -87,21 +96,42 @@ def resolve(
 
 
 def _apply(
-    store: Store | Part, rules: dict[str, tuple[int, ...]]
+    store: Store | Part, rules: dict[str, tuple[Any, ...]]
 ) -> tuple[np.ndarray | None, dict]:
     info: dict[str, Any] = {"rows": store.rows}
     mask = None
     for name, values in rules.items():
-        if name not in store.columns:
-            raise StoreError(
-                f"rows are to be excluded by {name} {list(values)}, but {store.path} has no column "
-                f"{name!r}: set stream.exclude_{name.rstrip('s')}s=() for this store"
-            )
+        left_out = _numbers(store, name, values)
         column = store.read(name)
-        keep = column != values[0] if len(values) == 1 else ~np.isin(column, values)
+        keep = column != left_out[0] if len(left_out) == 1 else ~np.isin(column, left_out)
         mask, info[f"rows_excluded_by_{name}"] = _narrow(mask, keep)
         info[f"excluded_{name}"] = list(values)
     return mask, info
+
+
+def _numbers(store: Store | Part, name: str, values: Sequence[Any]) -> list[int]:
+    """The values of a rule as the numbers of its column."""
+    if name not in store.columns:
+        mend = f"leave {name!r} out of stream.exclude"
+        if name in (POSITION, TOKENS):
+            mend = f"set stream.exclude_{name.rstrip('s')}s=()"
+        raise StoreError(
+            f"rows are to be excluded by {name} {list(values)}, but {store.path} has no column "
+            f"{name!r}: {mend} for this store"
+        )
+    column = store.columns[name]
+    kind = str if column.dtype == STRING else int
+    wrong = [v for v in values if not isinstance(v, kind) or isinstance(v, bool)]
+    if column.shape or column.is_float or wrong:
+        raise StoreError(
+            f"rows are to be excluded by {name} {list(values)}, but column {name!r} of "
+            f"{store.path} has rows of shape {column.shape} and dtype {column.dtype}: rules name "
+            "whole numbers, or strings of a column of strings, one a row"
+        )
+    if kind is int:
+        return list(values)
+    where = f"column {name!r} of {store.path}"
+    return [number_of(v, store.strings(name), where) for v in values]
 
 
 def _within(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from saex.data.manifest import Column, StoreError
+from saex.data.quantise import as_read
 
 
 def parts(name: str) -> list[str]:
@@ -26,7 +27,7 @@ def column(store: Any, name: str, width: int | None = None) -> Column:
     """
     if len(parts(name)) == 1:
         return store.column(name, width)
-    columns = [store.column(part) for part in parts(name)]
+    columns = [as_read(store.column(part)) for part in parts(name)]
     for part, one in zip(parts(name), columns):
         if len(one.shape) != 1 or one.dtype != columns[0].dtype:
             raise StoreError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     **{name: np.dtype(name) for name in ("float32", "int8", "uint8", "int16", "int32", "int64")},
 }
+# Strings lie on disk as numbers, each the place of a string in a list of the segment's.
+STRING, STRINGS = "string", "strings.json"
 
 
 class StoreError(ValueError):
@@ -31,26 +34,46 @@ class Column:
 
     Attributes:
       shape: shape of one row; `()` for a number per row, `(d,)` for a vector.
-      dtype: one of `DTYPES`; little-endian on disk.
+      dtype: one of `DTYPES`, little-endian on disk; or "string".
+      scales: of int8 that stands for floating point, the step of each channel (of the last axis);
+        `saex.data.calibrate` finds them. None: numbers are what they are.
+      outliers: channels of such a column that are kept in bfloat16.
     """
 
     shape: tuple[int, ...] = ()
     dtype: str = "bfloat16"
+    scales: tuple[float, ...] | None = None
+    outliers: tuple[int, ...] = ()
 
     @property
     def numpy_dtype(self) -> np.dtype:
-        """The dtype as numpy knows it (bfloat16 comes from ml_dtypes)."""
-        return DTYPES[self.dtype]
+        """The dtype of rows as they are read (bfloat16 comes from ml_dtypes): float32 where there
+        are scales, int32 for strings, which are read as numbers.
+        """
+        if self.dtype == STRING:
+            return np.dtype(np.int32)
+        return DTYPES[self.dtype if self.scales is None else "float32"]
+
+    @property
+    def stored(self) -> bool:
+        """Whether the column has an array of its own. One with scales is made of two others."""
+        return self.scales is None
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self.numpy_dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+        """Bytes of one row in the column's own array; 0 where it has none."""
+        size = self.numpy_dtype.itemsize if self.stored else 0
+        return size * int(np.prod(self.shape, dtype=np.int64))
 
     @property
     def is_float(self) -> bool:
         """Whether values may be NaN and have means."""
-        return self.dtype in ("bfloat16", "float32")
+        return self.numpy_dtype.name in ("bfloat16", "float32")
+
+    @functools.cached_property
+    def scale_array(self) -> np.ndarray:
+        """[channels] float32, the scales."""
+        return np.array(self.scales, np.float32)
 
     @property
     def shard(self) -> str:
@@ -114,15 +137,14 @@ class Manifest:
         Folder names, statistics and the cursor do not enter: two harvests that wrote the same
         rows under the same configuration have the same digest.
         """
+        data = {n: f"{n}/{c.shard}" for n, c in self.columns.items() if c.stored}
+        data |= {f: f for f in string_files(self.columns)}
         shards = [
-            {"rows": s.rows, **{n: s.files[f"{n}/{c.shard}"].sha256 for n, c in self._sorted()}}
+            {"rows": s.rows, **{n: s.files[file].sha256 for n, file in data.items()}}
             for s in self.segments
         ]
         content = {"columns": columns_to_json(self.columns), "meta": self.meta, "shards": shards}
         return json_sha256(content)
-
-    def _sorted(self) -> list[tuple[str, Column]]:
-        return sorted(self.columns.items())
 
     def with_segment(self, segment: Segment, at: int, **changes: Any) -> Manifest:
         """This manifest with `segment` at place `at` (the end, or in place of another)."""
@@ -132,8 +154,14 @@ class Manifest:
 
 def segment_files(columns: Mapping[str, Column]) -> list[str]:
     """Paths of all files of one segment, relative to its folder."""
-    names = [f"{name}/{f}" for name, c in columns.items() for f in ("zarr.json", c.shard)]
-    return [*names, STATS]
+    stored = [(name, column) for name, column in columns.items() if column.stored]
+    names = [f"{name}/{f}" for name, c in stored for f in ("zarr.json", c.shard)]
+    return [*names, *string_files(columns), STATS]
+
+
+def string_files(columns: Mapping[str, Column]) -> list[str]:
+    """Paths of a segment's lists of strings, relative to its folder."""
+    return [f"{name}/{STRINGS}" for name, c in columns.items() if c.dtype == STRING]
 
 
 def shard_bytes(column: Column, rows: int, chunk_rows: int) -> int:
@@ -144,7 +172,13 @@ def shard_bytes(column: Column, rows: int, chunk_rows: int) -> int:
 
 def columns_to_json(columns: Mapping[str, Column]) -> dict[str, Any]:
     """Columns as they stand in the manifest."""
-    return {n: {"shape": list(c.shape), "dtype": c.dtype} for n, c in columns.items()}
+    found = {}
+    for name, column in columns.items():
+        found[name] = {"shape": list(column.shape), "dtype": column.dtype}
+        if column.scales is not None:
+            more = {"scales": list(column.scales), "outliers": list(column.outliers)}
+            found[name] |= more
+    return found
 
 
 def json_sha256(body: Any) -> str:

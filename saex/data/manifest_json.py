@@ -10,8 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from saex.data.manifest import (
     DTYPES,
+    STRING,
     Column,
     FileRecord,
     Manifest,
@@ -22,10 +25,12 @@ from saex.data.manifest import (
     segment_files,
     shard_bytes,
 )
+from saex.data.quantise import parts
 from saex.data.statistics import stats_from_json, stats_to_json
 
 FORMAT = "saex-store"
-VERSION = 1
+# Stores whose columns an older reader would not misread are of version 1, as they always were.
+VERSION = 2
 _AGAIN = "Take a copy that is whole, or delete the store's folder and write it anew."
 # A name is also a folder name, so it holds nothing that a file system or a path could misread.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
@@ -37,7 +42,7 @@ def to_json(manifest: Manifest) -> str:
     """The text of `manifest.json`, its own checksum included."""
     body = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": version_of(manifest.columns),
         "complete": manifest.complete,
         "rows": manifest.rows,
         "chunk_rows": manifest.chunk_rows,
@@ -79,6 +84,8 @@ def from_json(text: str, where: str) -> Manifest:
     _check_version(body, where)
     _check_checksum(body, where)
     columns = parse_columns(_get(body, "columns", dict, where), where)
+    if body["version"] < version_of(columns):
+        raise StoreError(f"{where}: version 1 has no strings and no scales. {_AGAIN}")
     chunk_rows = _positive(body, "chunk_rows", where)
     segments = tuple(
         _segment(s, columns, chunk_rows, f"{where}: segments[{i}]")
@@ -99,13 +106,28 @@ def from_json(text: str, where: str) -> Manifest:
     return manifest
 
 
+def version_of(columns: Mapping[str, Column]) -> int:
+    """The version of the format that a store of these columns needs."""
+    new = any(c.dtype == STRING or c.scales is not None for c in columns.values())
+    return 2 if new else 1
+
+
 def parse_columns(raw: Mapping[str, Any], where: str) -> dict[str, Column]:
     """Checks `{name: {"shape": [...], "dtype": ...}}` and returns the columns.
 
     Raises:
-      StoreError: a name, shape or dtype that the format does not allow.
+      StoreError: a name, shape, dtype, scale or outlier that the format does not allow, or an int8
+        column with scales whose parts are not there.
     """
-    return {name: _column(name, c, f"{where}: columns[{name!r}]") for name, c in raw.items()}
+    found = {name: _column(name, c, f"{where}: columns[{name!r}]") for name, c in raw.items()}
+    for name, column in found.items():
+        for part, needed in parts(name, column).items():
+            if found.get(part) != needed:
+                raise StoreError(
+                    f"{where}: columns[{name!r}] needs {part!r} of shape {list(needed.shape)} and "
+                    f"dtype {needed.dtype}"
+                )
+    return found
 
 
 def check_columns(columns: Mapping[str, Column]) -> None:
@@ -158,11 +180,33 @@ def _column(name: str, raw: Any, where: str) -> Column:
     if not _NAME.fullmatch(name):
         raise StoreError(f"{where}: a column name has letters, digits, '_', '-' and '.' only")
     shape, dtype = _get(raw, "shape", list, where), _get(raw, "dtype", str, where)
-    if dtype not in DTYPES:
-        raise StoreError(f"{where}: dtype is {dtype!r}; a store holds {', '.join(DTYPES)}")
+    if dtype not in (*DTYPES, STRING):
+        raise StoreError(
+            f"{where}: dtype is {dtype!r}; a store holds {', '.join(DTYPES)}, {STRING}"
+        )
     if len(shape) > 8 or not all(type(n) is int and 0 < n < 2**31 for n in shape):
         raise StoreError(f"{where}: shape is {shape!r:.80}; expected up to 8 positive sizes")
-    return Column(tuple(shape), dtype)
+    if dtype == STRING and shape:
+        raise StoreError(f"{where}: shape is {shape!r:.80}; expected [], one string a row")
+    if "scales" not in raw and "outliers" not in raw:
+        return Column(tuple(shape), dtype)
+    scales = _get(raw, "scales", list, where)
+    if dtype != "int8" or not shape or len(scales) != shape[-1] or not all(map(_is_scale, scales)):
+        raise StoreError(
+            f"{where}: scales are of int8 vectors, as many float32 above 0 as the last of the sizes"
+        )
+    outliers = _get(raw, "outliers", list, where)
+    if not all(type(i) is int and 0 <= i < shape[-1] for i in outliers) or (
+        outliers != sorted(set(outliers))
+    ):
+        raise StoreError(f"{where}: outliers are {outliers!r:.80}; expected channels, rising")
+    return Column(tuple(shape), dtype, tuple(map(float, scales)), tuple(outliers))
+
+
+def _is_scale(value: Any) -> bool:
+    if type(value) not in (int, float) or not 0 < value < 2.0**127:
+        return False
+    return float(np.float32(value)) == value
 
 
 def _segment(raw: Any, columns: Mapping[str, Column], chunk_rows: int, where: str) -> Segment:
@@ -172,7 +216,7 @@ def _segment(raw: Any, columns: Mapping[str, Column], chunk_rows: int, where: st
     files = {n: _file(f, f"{where}: {n}") for n, f in _get(raw, "files", dict, where).items()}
     if sorted(files) != sorted(segment_files(columns)):
         raise StoreError(f"{where}: its files are not those of the store's columns. {_AGAIN}")
-    for name, column in columns.items():
+    for name, column in ((n, c) for n, c in columns.items() if c.stored):
         size, want = files[f"{name}/{column.shard}"].bytes, shard_bytes(column, rows, chunk_rows)
         if size != want:
             raise StoreError(f"{where}: {name} has {size} bytes; {rows} rows take {want}. {_AGAIN}")

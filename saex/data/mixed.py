@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from operator import index
 from pathlib import Path
 from typing import SupportsIndex
 
 import numpy as np
 
-from saex.data.manifest import Column, StoreError
+from saex.data.manifest import STRING, Column, StoreError
+from saex.data.quantise import as_read
+from saex.data.ranges import row_range
 from saex.data.split import Part, open_split
 from saex.data.store import Store
+from saex.data.strings import union
 
 # Weights as whole numbers, so that shares are exact at any step.
 _UNIT = 2**32
@@ -44,9 +46,12 @@ class Mixed:
             )
         if not all(0 < w < float("inf") for w in weights):
             raise StoreError(f"{path}: weights are {list(weights)}; expected numbers above 0")
-        self.stores, self.path = tuple(stores), path
+        self.path = path
         self.weights = tuple(w / sum(weights) for w in weights)
-        self.columns = _common(self.stores, path)
+        self.columns = _common(stores, path)
+        texts = [name for name, column in self.columns.items() if column.dtype == STRING]
+        self._strings = {name: union(s.strings(name) for s in stores) for name in texts}
+        self.stores = tuple(s.aligned(self._strings) for s in stores) if texts else tuple(stores)
         self._ends = np.cumsum([s.rows for s in stores])
 
     @property
@@ -79,6 +84,10 @@ class Mixed:
             )
         return self.stores[0].column(name, width)
 
+    def strings(self, name: str) -> tuple[str, ...]:
+        """As `Store.strings`, of all stores together."""
+        return self.stores[0].strings(name)
+
     def read(
         self,
         name: str,
@@ -87,10 +96,8 @@ class Mixed:
         checksums: bool = False,
     ) -> np.ndarray:
         """Rows [start, stop) of the stores one behind the other, as `Store.read`."""
-        begin, end = index(start), self.rows if stop is None else index(stop)
         column = self.column(name)
-        if not 0 <= begin <= end <= self.rows:
-            raise StoreError(f"rows {begin} to {end} asked of {self.path}: it has {self.rows}")
+        begin, end = row_range(start, stop, self.rows, self.path)
         out, at = np.empty((end - begin, *column.shape), column.numpy_dtype), begin
         while at < end:
             place = int(np.searchsorted(self._ends, at, side="right"))
@@ -150,7 +157,13 @@ class Shares:
 
 def _common(stores: Sequence[Store | Part], path: Path) -> dict[str, Column]:
     first, *rest = stores
-    shared = {n: c for n, c in first.columns.items() if all(s.columns.get(n) == c for s in rest)}
+    shared = {n: c for n, c in first.columns.items() if all(_alike(s, n, c) for s in rest)}
     if not shared:
         raise StoreError(f"the stores of {path} have no column of equal shape and dtype in common")
     return shared
+
+
+def _alike(store: Store | Part, name: str, column: Column) -> bool:
+    """Whether a store's rows are read as those of a column are; scales may differ."""
+    other = store.columns.get(name)
+    return other is not None and as_read(other) == as_read(column)

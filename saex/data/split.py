@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
-from collections.abc import Sequence
-from operator import index
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
-from saex.data.manifest import MANIFEST, Column, StoreError
+from saex.data.manifest import MANIFEST, STRING, Column, StoreError
+from saex.data.ranges import row_range
 from saex.data.store import Store
 from saex.data.store_remote import RemotePath, is_remote, place
 from saex.data.text import HELDOUT_SHARE, check_split
@@ -106,6 +107,16 @@ class Part:
         """As ``Store.column``."""
         return self._store.column(name, width)
 
+    def strings(self, name: str) -> tuple[str, ...]:
+        """As ``Store.strings``, of the whole store."""
+        return self._store.strings(name)
+
+    def aligned(self, strings: Mapping[str, tuple[str, ...]]) -> Part:
+        """As ``Store.aligned``."""
+        other = copy.copy(self)
+        other._store = self._store.aligned(strings)
+        return other
+
     def chunks(self) -> np.ndarray:
         """[chunks, 2] int64: this side's rows [start, stop) in every chunk of the store."""
         starts = np.append(0, self._ends[:-1])[: len(self._ends)]
@@ -119,11 +130,8 @@ class Part:
         checksums: bool = False,
     ) -> np.ndarray:
         """Rows [start, stop) of this side, as ``Store.read``."""
-        begin, end = index(start), self.rows if stop is None else index(stop)
         column = self.column(name)
-        if not 0 <= begin <= end <= self.rows:
-            raise StoreError(f"rows {begin} to {end} asked of {self._split} of {self.path}: it has "
-                             f"{self.rows}")  # fmt: skip
+        begin, end = row_range(start, stop, self.rows, f"{self._split} of {self.path}")
         out = np.empty((end - begin, *column.shape), column.numpy_dtype)
         self.read_ranges(name, [(begin, end)], out, checksums)
         return out
@@ -174,9 +182,17 @@ def _names(store: Store) -> np.ndarray:
     if DOCUMENT not in store.columns:
         return np.arange(store.rows)
     column = store.column(DOCUMENT)
+    if column.dtype == STRING:  # numbers of strings change when others come
+        numbers = [_number(string) for string in store.strings(DOCUMENT)]
+        return np.array(numbers, np.uint64)[store.read(DOCUMENT)]
     if column.is_float or column.shape:
         raise StoreError(
             f"column {DOCUMENT!r} of {store.path} has rows of shape {column.shape} and dtype "
-            f"{column.dtype}; expected one integer a row, by which documents are held out"
+            f"{column.dtype}; expected one integer or string a row, by which documents are held out"
         )
     return store.read(DOCUMENT)
+
+
+def _number(name: str) -> int:
+    """64 bits of a string, the same for ever."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")

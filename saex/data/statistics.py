@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,22 +27,33 @@ class ColumnStats:
       sum_sq: [*shape] sum over rows of the squares; None likewise.
       norms: counts of the rows' norms, by the upper 16 bits of the norm as float32 (128 steps to a
         factor of two); None for columns that are not vectors of floating point.
+      clipped: values that were beyond the largest code of an int8 column with scales.
     """
 
     count: int
     sum: np.ndarray | None = None
     sum_sq: np.ndarray | None = None
     norms: Mapping[int, int] | None = None
+    clipped: int = 0
 
     @staticmethod
     def of(rows: np.ndarray, is_float: bool = True) -> ColumnStats:
         """Statistics of `rows` [rows, *shape]; of integer columns only the count."""
         if not is_float:
             return ColumnStats(len(rows))
-        total, squares = np.zeros(rows.shape[1:]), np.zeros(rows.shape[1:])
-        counts = np.zeros(_BINS, np.int64)
-        for i in range(0, len(rows), _BLOCK):
-            block = rows[i : i + _BLOCK].astype(np.float64)
+        blocks = (rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK))
+        return ColumnStats.of_blocks(blocks, rows.shape[1:])
+
+    @staticmethod
+    def of_blocks(
+        blocks: Iterable[np.ndarray], shape: tuple[int, ...], clipped: int = 0
+    ) -> ColumnStats:
+        """Statistics of rows that come in blocks [rows, *shape] of floating point."""
+        total, squares = np.zeros(shape), np.zeros(shape)
+        counts, rows = np.zeros(_BINS, np.int64), 0
+        for values in blocks:
+            block = values.astype(np.float64)
+            rows += len(block)
             total[...] += block.sum(axis=0)
             block *= block
             squares[...] += block.sum(axis=0)
@@ -50,7 +61,7 @@ class ColumnStats:
             norms = np.minimum(norms, np.finfo(np.float32).max).astype(np.float32)
             counts += np.bincount(norms.view(np.uint32) >> 16, minlength=_BINS)
         filled = {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
-        return ColumnStats(len(rows), total, squares, filled if rows.ndim > 1 else None)
+        return ColumnStats(rows, total, squares, filled if shape else None, clipped)
 
     def merge(self, other: ColumnStats) -> ColumnStats:
         """The statistics of both sets of rows together."""
@@ -62,7 +73,8 @@ class ColumnStats:
             norms = {k: self.norms.get(k, 0) + other.norms.get(k, 0) for k in keys}
         # Sums of numbers stay arrays (of no axis), as numpy would not have it.
         total, squares = np.asarray(self.sum + other.sum), np.asarray(self.sum_sq + other.sum_sq)
-        return ColumnStats(self.count + other.count, total, squares, norms)
+        clipped = self.clipped + other.clipped
+        return ColumnStats(self.count + other.count, total, squares, norms, clipped)
 
     def norm_quantile(self, q: float) -> float:
         """The norm that a share `q` of the rows does not exceed, to 0.4% (half a step).
@@ -129,6 +141,8 @@ def _to_json(stats: ColumnStats) -> dict[str, Any]:
     }
     if stats.norms is not None:
         found["norms"] = {str(k): n for k, n in stats.norms.items()}
+    if stats.clipped:
+        found["clipped"] = stats.clipped
     return found
 
 
@@ -141,7 +155,10 @@ def _from_json(name: str, raw: dict[str, Any], shape: tuple[int, ...]) -> Column
     total, squares = np.asarray(raw["sum"], np.float64), np.asarray(raw["sum_sq"], np.float64)
     if total.shape != shape or squares.shape != shape:
         raise ValueError(f"sums of {name} have shape {total.shape}, its rows {shape}")
-    return ColumnStats(count, total, squares, _norms(name, raw.get("norms"), count))
+    clipped = raw.get("clipped", 0)
+    if type(clipped) is not int or clipped < 0:
+        raise ValueError(f"clipped of {name} is {clipped!r}")
+    return ColumnStats(count, total, squares, _norms(name, raw.get("norms"), count), clipped)
 
 
 def _norms(name: str, raw: Any, count: int) -> dict[int, int] | None:

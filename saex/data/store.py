@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from operator import index
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
 
-from saex.data import raw
+from saex.data import quantise, raw
 from saex.data import store_shards as shards
-from saex.data.manifest import MANIFEST, Column, Manifest, StoreError
+from saex.data.manifest import MANIFEST, STRING, Column, Manifest, StoreError
 from saex.data.manifest_json import from_json
+from saex.data.ranges import row_range
 from saex.data.statistics import ColumnStats
+from saex.data.store_check import Damage, check, report
 from saex.data.store_remote import RemotePath, place
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One file that is not what was written.
-
-    Attributes:
-      file: its path.
-      segment: the folder of the segment it is in.
-      reason: what is wrong.
-      rows: the rows of the store that are hurt, as [start, stop) ranges.
-    """
-
-    file: Path | RemotePath
-    segment: Path | RemotePath
-    reason: str
-    rows: tuple[tuple[int, int], ...]
-
-    def __str__(self) -> str:
-        rows = ", ".join(f"{a} to {b - 1}" for a, b in self.rows)
-        return f"{self.file}: {self.reason}; hurt: {f'rows {rows}' if rows else 'no rows'}"
+from saex.data.store_strings import StoreStrings
 
 
 class Store:
@@ -53,6 +33,7 @@ class Store:
         self._starts = np.cumsum([0, *(s.rows for s in manifest.segments)], dtype=np.int64)
         self._arrays: dict[tuple[int, str], Any] = {}
         self._raw: dict[tuple[int, str], raw.Shard] = {}
+        self._strings = StoreStrings(path, manifest)
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> Store:
@@ -66,9 +47,9 @@ class Store:
             a file that is missing, cut short or has a broken index. Names the file and the mend.
         """
         store = cls(place(path), load_manifest(place(path)))
-        damages = [d for i in range(len(store.manifest.segments)) for d in store._glance(i)]
+        damages = check(store, deep=False)
         if damages:
-            raise StoreError(_report(damages))
+            raise StoreError(report(damages))
         return store
 
     @property
@@ -131,14 +112,14 @@ class Store:
     ) -> np.ndarray:
         """Rows [start, stop) of a column, as [stop - start, *shape] in the stored dtype.
 
+        Columns of int8 with scales are float32, strings numbers of `strings(name)`, int32.
+
         Raises:
           StoreError: no such column, rows outside the store, or a file that is torn, gone or
             changed since the store was opened; with `checksums` also altered payload.
         """
-        begin, end = index(start), self.rows if stop is None else index(stop)
         column = self.column(name)
-        if not 0 <= begin <= end <= self.rows:
-            raise StoreError(f"rows {begin} to {end} asked of {self.path}: it has {self.rows}")
+        begin, end = row_range(start, stop, self.rows, self.path)
         out = np.empty((end - begin, *column.shape), column.numpy_dtype)
         self.read_ranges(name, [(begin, end)], out, checksums)
         return out
@@ -153,7 +134,7 @@ class Store:
         """Reads [start, stop) ranges one behind the other into `out`; returns the rows read.
 
         All ranges are read side by side, straight into `out` [>= rows, *shape], contiguous, of
-        the stored dtype.
+        the dtype that `read` gives.
 
         Args:
           name: the column.
@@ -164,6 +145,14 @@ class Store:
         Raises:
           StoreError: as `read`; the file is named with its rows and the mend.
         """
+        column, rows = self.columns[name], sum(stop - start for start, stop in ranges)
+        if not column.stored:
+            arrays = {}
+            for part, one in quantise.parts(name, column).items():
+                arrays[part] = np.empty((rows, *one.shape), one.numpy_dtype)
+                self.read_ranges(part, ranges, arrays[part], checksums)
+            quantise.decode(name, column, arrays, out[:rows])
+            return rows
         parts, at = [], 0
         for start, stop in ranges:
             for segment, lo, hi in self._split(start, stop):
@@ -171,7 +160,28 @@ class Store:
                 at += hi - lo
         checked = checksums or isinstance(self.path, RemotePath)
         (self._read_checked if checked else self._read_raw)(name, parts)
+        if column.dtype == STRING:
+            self._renumber(name, parts)
         return at
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        """The strings of a column of strings, sorted by code point: row value i is number i.
+
+        Raises:
+          StoreError: no such column, one of numbers, or a file that cannot be read.
+        """
+        if self.column(name).dtype != STRING:
+            raise StoreError(f"column {name!r} of {self.path} is {self.columns[name].dtype}: it "
+                             f"has no strings; there are {self._described()}")  # fmt: skip
+        return self._strings.of(name)
+
+    def aligned(self, strings: Mapping[str, tuple[str, ...]]) -> Store:
+        """This store with the strings of some columns numbered by other lists, sorted, that hold
+        at least the store's own; so rows of several stores can be compared.
+        """
+        other = copy.copy(self)
+        other._strings = StoreStrings(self.path, self.manifest, strings)
+        return other
 
     def chunks(self) -> np.ndarray:
         """[chunks, 2] int64: row range [start, stop) of every chunk, the unit that is read fast."""
@@ -184,7 +194,7 @@ class Store:
 
     def damages(self) -> list[Damage]:
         """Reads every byte and compares it with the manifest; every damage, by file and rows."""
-        return [d for i in range(len(self.manifest.segments)) for d in self._inspect(i)]
+        return check(self, deep=True)
 
     def verify(self) -> None:
         """Reads every byte and compares it with the manifest.
@@ -194,16 +204,31 @@ class Store:
         """
         damages = self.damages()
         if damages:
-            raise StoreError(_report(damages))
+            raise StoreError(report(damages))
 
     def _described(self) -> str:
         return ", ".join(f"{n} {list(c.shape)} {c.dtype}" for n, c in self.columns.items())
 
-    def _folder(self, segment: int) -> Path | RemotePath:
+    def folder(self, segment: int) -> Path | RemotePath:
+        """Where a segment lies."""
         return self.path / self.manifest.segments[segment].path
 
-    def _rows_of(self, segment: int) -> tuple[tuple[int, int], ...]:
-        return ((int(self._starts[segment]), int(self._starts[segment + 1])),)
+    def rows_of(self, segment: int) -> tuple[int, int]:
+        """The rows [start, stop) of a segment."""
+        return int(self._starts[segment]), int(self._starts[segment + 1])
+
+    def open_shard(self, segment: int, name: str) -> raw.Shard:
+        """Opens the data file of a column that is stored, and keeps the index that it has now.
+
+        Raises:
+          ValueError: what is wrong with the index.
+          OSError: the file cannot be read.
+        """
+        column, rows = self.columns[name], self.manifest.segments[segment].rows
+        file = self.folder(segment) / name / column.shard
+        shard = shards.open_raw(file, column, rows, self.manifest.chunk_rows)
+        self._raw[segment, name] = shard
+        return shard
 
     def _split(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Range of the store -> ranges inside segments: (segment, start, stop)."""
@@ -219,7 +244,7 @@ class Store:
         key = (segment, name)
         if key not in self._arrays:
             rows, chunk = self.manifest.segments[segment].rows, self.manifest.chunk_rows
-            folder = self._folder(segment) / name
+            folder = self.folder(segment) / name
             self._arrays[key] = shards.open_array(folder, self.columns[name], rows, chunk)
         return self._arrays[key]
 
@@ -235,6 +260,16 @@ class Store:
             except ValueError as err:
                 raise self._broken(segment, name, lo, hi, err) from err
 
+    def _renumber(self, name: str, parts: list[tuple[int, int, int, np.ndarray]]) -> None:
+        """Turns numbers of the segments' lists of strings into those of the store's."""
+        for segment, lo, hi, rows in parts:
+            try:
+                self._strings.renumber(segment, name, rows)
+            except StoreError:
+                raise
+            except ValueError as err:
+                raise self._broken(segment, name, lo, hi, err) from err
+
     def _read_raw(self, name: str, parts: list[tuple[int, int, int, np.ndarray]]) -> None:
         """Reads parts of segments at the offsets of the shard indices."""
         jobs = [
@@ -247,70 +282,16 @@ class Store:
                 raise self._broken(segment, name, job.start, job.stop, err) from err
 
     def _shard(self, segment: int, name: str) -> raw.Shard:
-        key = (segment, name)
-        if key not in self._raw:
-            column, rows = self.columns[name], self.manifest.segments[segment].rows
-            file = self._folder(segment) / name / column.shard
-            self._raw[key] = shards.open_raw(file, column, rows, self.manifest.chunk_rows)
-        return self._raw[key]
+        return self._raw.get((segment, name)) or self.open_shard(segment, name)
 
     def _broken(self, segment: int, name: str, lo: int, hi: int, err: Exception) -> StoreError:
-        folder, base = self._folder(segment), int(self._starts[segment])
+        folder, base = self.folder(segment), int(self._starts[segment])
         file, reason = folder / name / self.columns[name].shard, shards.brief(err)
         if isinstance(err, OSError):
             reason = (
                 "is missing" if isinstance(err, FileNotFoundError) else f"cannot be read: {err}"
             )
-        return StoreError(_report([Damage(file, folder, reason, ((base + lo, base + hi),))]))
-
-    def _glance(self, segment: int) -> list[Damage]:
-        """Checks of opening: presence, sizes, small files, shard indices."""
-        return self._check(segment, deep=False)
-
-    def _inspect(self, segment: int) -> list[Damage]:
-        """Checks of `verify`: every byte."""
-        return self._check(segment, deep=True)
-
-    def _check(self, segment: int, deep: bool) -> list[Damage]:
-        folder, files = self._folder(segment), self.manifest.segments[segment].files
-        shard_of = {f"{n}/{c.shard}": n for n, c in self.columns.items()}
-        found = []
-        for file, expected in files.items():
-            reason = _file_error(folder / file, expected, deep or file not in shard_of)
-            if reason is None and file in shard_of:
-                reason = self._index_error(segment, shard_of[file])
-            if reason is not None:
-                rows = self._hurt_rows(segment, shard_of.get(file), deep)
-                found.append(Damage(folder / file, folder, reason, rows))
-        return found
-
-    def _index_error(self, segment: int, name: str) -> str | None:
-        try:
-            self._raw.pop((segment, name), None)
-            self._shard(segment, name)
-        except FileNotFoundError:
-            return "is missing"
-        except OSError as err:
-            return f"cannot be read: {err}"
-        except ValueError as err:
-            return str(err)
-        return None
-
-    def _hurt_rows(self, segment: int, name: str | None, deep: bool) -> tuple:
-        """Rows whose chunks cannot be read; all of the segment's where that was not tried."""
-        if name is None or not deep:
-            return self._rows_of(segment)
-        base, end = self._rows_of(segment)[0]
-        step = self.manifest.chunk_rows
-        ranges = [(a, min(a + step, end)) for a in range(base, end, step)]
-        return tuple(r for r in ranges if not self._readable(name, r))
-
-    def _readable(self, name: str, rows: tuple[int, int]) -> bool:
-        try:
-            self.read(name, *rows, checksums=True)
-        except StoreError:
-            return False
-        return True
+        return StoreError(report([Damage(file, folder, reason, ((base + lo, base + hi),))]))
 
 
 def load_manifest(path: Path | RemotePath, name: str = MANIFEST) -> Manifest:
@@ -330,37 +311,3 @@ def load_manifest(path: Path | RemotePath, name: str = MANIFEST) -> Manifest:
     except (OSError, UnicodeDecodeError) as err:
         raise StoreError(f"{file} cannot be read: {err}") from err
     return from_json(text, str(file))
-
-
-def _file_error(path: Path | RemotePath, expected: Any, deep: bool) -> str | None:
-    """What is wrong with a file by size and, if `deep`, by checksum; None if nothing is."""
-    try:
-        if isinstance(path, RemotePath):  # without `deep` its index is read at once, and tells
-            altered = deep and hashlib.sha256(path.read_bytes()).hexdigest() != expected.sha256
-            return "does not match its checksum (altered)" if altered else None
-        size = path.stat().st_size
-        if size != expected.bytes:
-            return f"has {size} bytes; {expected.bytes} were written (torn or cut short)"
-        if deep and shards.record(path).sha256 != expected.sha256:
-            return "does not match its checksum (altered)"
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as err:
-        return f"cannot be read: {err}"
-    return None
-
-
-def _report(damages: Sequence[Damage]) -> str:
-    folders = sorted({str(d.segment) for d in damages})
-    lines = [f"  {d}" for d in damages[:20]]
-    if len(damages) > 20:
-        lines.append(f"  and {len(damages) - 20} more")
-    return "\n".join(
-        [
-            "the store is damaged:",
-            *lines,
-            "To mend it, delete these folders and run the same harvest again, which writes them "
-            "anew and keeps the rest:",
-            *(f"  {f}" for f in folders[:20]),
-        ]
-    )

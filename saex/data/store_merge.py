@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from saex.data.durable import replace_synced
-from saex.data.manifest import MANIFEST, Manifest, StoreError
+from saex.data.manifest import MANIFEST, Column, Manifest, StoreError
 from saex.data.manifest_json import to_json
 from saex.data.statistics import merge_all
 from saex.data.store import Store, load_manifest
@@ -34,6 +34,18 @@ def merge_parts(path: str | os.PathLike) -> Store:
     finally:
         lock.close()
     return Store.open(folder)
+
+
+def columns_there(path: Path) -> dict[str, Column] | None:
+    """The columns of the store at a path, or of one of its parts; None where there is neither.
+
+    Raises:
+      StoreError: a manifest that is torn or altered.
+    """
+    names = [p.name for p in path.iterdir()] if path.is_dir() else []
+    parts = sorted(name for name in names if part_of(name) is not None)
+    found = [MANIFEST] if MANIFEST in names else parts[:1]
+    return load_manifest(path, found[0]).columns if found else None
 
 
 def concatenate(manifests: dict[str, Manifest], where: str) -> Manifest:

@@ -128,7 +128,7 @@ def _spec(folder: Path | RemotePath, column: Column, rows: int, chunk_rows: int)
         "kvstore": kvstore,
         "metadata": {
             "shape": [rows, *shape],
-            "data_type": column.dtype,
+            "data_type": column.numpy_dtype.name,
             "fill_value": 0,
             "chunk_grid": {
                 "name": "regular",

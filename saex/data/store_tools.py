@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from saex.data import quantise
+from saex.data.manifest import STRING
 from saex.data.store import Store
 
 _TOKENS = "tokens"
@@ -20,7 +22,8 @@ def info(store: Store) -> dict[str, Any]:
 
     Keys: path, complete, rows, rows_dropped, segments, chunk_rows, bytes, digest, meta, and
     `columns`: for each its shape, dtype and bytes, for vectors of floating point `rms_norm` and,
-    where norms were counted, their quantiles.
+    where norms were counted, their quantiles; of int8 with scales `outliers`, how many channels are
+    bfloat16, and `clipped`, how many values were beyond the largest code.
     """
     return {
         "path": str(store.path),
@@ -31,7 +34,7 @@ def info(store: Store) -> dict[str, Any]:
         "chunk_rows": store.chunk_rows,
         "bytes": sum(f.bytes for s in store.manifest.segments for f in s.files.values()),
         "digest": store.digest,
-        "columns": {name: _column(store, name) for name in store.columns},
+        "columns": {name: _column(store, name) for name in _shown_columns(store)},
         "meta": store.meta,
     }
 
@@ -50,6 +53,7 @@ def info_table(store: Store) -> str:
     for name, column in found["columns"].items():
         shape = "x".join(map(str, column["shape"])) or "-"
         rest = [f"{k} {v:.4g}" for k, v in column.items() if isinstance(v, float)]
+        rest += [f"{k} {column[k]:,}" for k in ("outliers", "clipped") if k in column]
         size = _size(column["bytes"])
         lines.append(f"{name:32} {column['dtype']:9} {shape:10} {size:>9}  {', '.join(rest)}")
     return "\n".join(lines)
@@ -71,9 +75,11 @@ def head(
     """
     stop = min(start + rows, store.rows)
     found: list[dict[str, Any]] = [{"row": r} for r in range(start, stop)]
-    for name in store.columns:
+    for name in _shown_columns(store):
+        column = store.columns[name]
+        strings = store.strings(name) if column.dtype == STRING else ()
         for row, value in zip(found, store.read(name, start, stop, checksums=True)):
-            row[name] = _shown(value)
+            row[name] = strings[value] if strings else _shown(value)
             if name == _TOKENS and decode is not None:
                 row["text"] = decode([int(value)])
     return found
@@ -92,10 +98,20 @@ def _line(value: Any) -> str:
     return ascii(value)
 
 
+def _shown_columns(store: Store) -> list[str]:
+    """The columns without those that an int8 column with scales is made of."""
+    hidden = {part for n, c in store.columns.items() for part in quantise.parts(n, c)}
+    return [name for name in store.columns if name not in hidden]
+
+
 def _column(store: Store, name: str) -> dict[str, Any]:
     column, stats = store.columns[name], store.stats.get(name)
     found: dict[str, Any] = {"shape": list(column.shape), "dtype": column.dtype}
-    found["bytes"] = store.rows * column.row_bytes
+    stored = quantise.parts(name, column) or {name: column}
+    found["bytes"] = store.rows * sum(c.row_bytes for c in stored.values())
+    if not column.stored:
+        found["outliers"] = len(column.outliers)
+        found["clipped"] = stats.clipped if stats else 0
     if stats is None or stats.sum is None or not stats.count:
         return found
     if not column.shape:

@@ -15,11 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from saex.data import store_shards as shards
 from saex.data.buffer import RowBuffer
 from saex.data.durable import replace_synced, sync_folders, write_synced
 from saex.data.manifest import (
     STATS,
+    STRING,
+    STRINGS,
     Column,
     Manifest,
     Segment,
@@ -28,10 +32,13 @@ from saex.data.manifest import (
 )
 from saex.data.manifest_json import check_columns, to_json
 from saex.data.order import permutation
+from saex.data.quantise import decoded_blocks, with_parts
+from saex.data.room import bytes_needed, check_room
 from saex.data.statistics import ColumnStats, merge_all, stats_from_json, stats_to_json
 from saex.data.store_lock import lock_folder
 from saex.data.store_names import Names
 from saex.data.store_resume import start_from
+from saex.data.strings import to_json as strings_to_json
 
 
 class StoreWriter:
@@ -67,6 +74,7 @@ class StoreWriter:
         max_buffer_bytes: int = 2**31,
         part: tuple[int, int] | None = None,
         non_finite: Literal["refuse", "drop"] = "refuse",
+        rows: int | None = None,
     ):
         """Opens the folder for writing and removes what killed attempts left in it.
 
@@ -80,15 +88,21 @@ class StoreWriter:
             processes into one folder without knowing of each other; `merge_parts` makes them one.
           non_finite: what `append` does with rows that hold NaN or infinity: "refuse" all that it
             was given, or "drop" these rows and count them (`dropped`).
+          rows: how many rows the store will have, if that is known: where the disk has no room for
+            them, nothing is begun.
 
         Raises:
           StoreError: columns or meta that the format does not allow, or other ones than the store
-            there has; a folder that is no store, cannot be written, or has another writer.
+            there has; a folder that is no store, cannot be written, has another writer, or lies on
+            a disk without room for the rows.
         """
-        check_columns(columns)
+        whole = with_parts(columns)
+        check_columns(whole)
         if chunk_rows < 1:
             raise StoreError(f"chunk_rows is {chunk_rows}; expected a whole number from 1")
-        wanted = Manifest(dict(columns), chunk_rows, _as_json(meta or {}, "meta"))
+        if rows is not None:
+            check_room(path, bytes_needed(columns, rows, max(1, rows), chunk_rows))
+        wanted = Manifest(whole, chunk_rows, _as_json(meta or {}, "meta"))
         self.path = Path(path)
         self._buffer = RowBuffer(dict(columns), max_buffer_bytes, non_finite == "drop")
         self._names = Names(part)
@@ -254,14 +268,26 @@ class StoreWriter:
             order = permutation(self.buffered, *self._shuffle)
             rows = {name: values[order] for name, values in rows.items()}
         chunk = self._manifest.chunk_rows
+        strings = {}
+        for name in (n for n, c in columns.items() if c.dtype == STRING):
+            strings[name], rows[name] = self._buffer.strings(name, rows[name])
         opened = {
-            n: shards.open_array(folder / n, c, self.buffered, chunk, create=True)
-            for n, c in columns.items()
+            n: shards.open_array(folder / n, columns[n], self.buffered, chunk, create=True)
+            for n in rows
         }
         shards.write_arrays([(array, rows[n]) for n, array in opened.items()])
-        part = {n: ColumnStats.of(rows[n], c.is_float) for n, c in columns.items()}
+        for name, listed in strings.items():
+            write_synced(folder / name / STRINGS, strings_to_json(listed))
+        part = {n: self._statistics(n, c, rows) for n, c in columns.items()}
         write_synced(folder / STATS, json.dumps(stats_to_json(part), allow_nan=False))
         return part
+
+    def _statistics(self, name: str, column: Column, rows: dict[str, np.ndarray]) -> ColumnStats:
+        """Statistics of a column of the arrays `rows`, as it will be read."""
+        if column.stored:
+            return ColumnStats.of(rows[name], column.is_float)
+        blocks = decoded_blocks(name, column, rows)
+        return ColumnStats.of_blocks(blocks, column.shape, self._buffer.clipped[name])
 
     def _publish(self, manifest: Manifest, parts: list[dict[str, ColumnStats]]) -> None:
         """Makes `manifest` the store's. On failure the store and this writer are as before."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -42,6 +42,8 @@ class Stream:
       exclude_positions: positions in the context that are not streamed; position 0 is an attention
         sink in many models. Stores without positions (rows that are not text) are not filtered.
       exclude_tokens: token ids that are not streamed.
+      exclude: column -> values by which rows are not streamed, such as {"label": (3, 7)}; of any
+        column of one whole number a row.
       max_norm: rows are not streamed whose norm, in one of the columns that are streamed, is more
         than this many times the median norm of the store's rows; 0: all are. It needs the norms
         that a harvest writes.
@@ -57,6 +59,7 @@ class Stream:
     lanes: int = 8
     exclude_positions: tuple[int, ...] = DEFAULT_POSITIONS
     exclude_tokens: tuple[int, ...] = ()
+    exclude: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     max_norm: float = 0.0
     threads: int = run_field(1)
     prefetch: int = run_field(4)
@@ -177,7 +180,7 @@ class Batches:
         config = self._config
         sites = sorted(name for name, column in self._stored.items() if column.shape)
         rules = config.exclude_positions, config.exclude_tokens, config.max_norm
-        return resolve(store, *rules, sites)
+        return resolve(store, *rules, sites, config.exclude)
 
     def _open_lanes(self, columns: list[str]) -> Lanes:
         config = self._config
@@ -314,8 +317,8 @@ def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _dtype(column: Column, dtype: str | None) -> np.dtype:
-    wanted = column.dtype if dtype is None or not column.is_float else dtype
-    return Column(dtype=wanted).numpy_dtype
+    cast_to = dtype if column.is_float else None
+    return column.numpy_dtype if cast_to is None else Column(dtype=cast_to).numpy_dtype
 
 
 def _check_store(store: Store | Part | Mixed, names: Mapping[str, str]) -> None:

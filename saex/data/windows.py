@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from saex.data import quantise
 from saex.data.exclude import Kept
+from saex.data.manifest import Column
 from saex.data.order import Order
 from saex.data.split import Part
 from saex.data.store import Store
@@ -24,20 +26,26 @@ class Window:
     """Rows of one window.
 
     Attributes:
-      buffers: column -> [>= rows, *shape], as read.
+      buffers: column that is stored -> [>= rows, *shape], as read.
       order: [kept rows] int64, places in the buffers in the order of the stream.
+      columns: the columns that rows are taken of.
     """
 
     buffers: dict[str, np.ndarray]
     order: np.ndarray
+    columns: dict[str, Column]
 
     def take(self, start: int, stop: int, out: dict[str, np.ndarray], at: int) -> None:
         """Copies rows [start, stop) of the window's order to `out[column][at:]`."""
         places = self.order[start:stop]
-        for name, buffer in self.buffers.items():
-            target = bits(out[name])[at : at + len(places)]
-            # "clip" because numpy buffers the whole output where it has to check the places.
-            np.take(bits(buffer), places, axis=0, out=target, mode="clip")
+        for name, column in self.columns.items():
+            target = out[name][at : at + len(places)]
+            if column.stored:
+                # "clip" because numpy buffers the whole output where it has to check the places.
+                np.take(bits(self.buffers[name]), places, axis=0, out=bits(target), mode="clip")
+            else:  # in memory as on disk, a byte a channel, until a row is needed
+                arrays = {n: self.buffers[n][places] for n in quantise.parts(name, column)}
+                quantise.decode(name, column, arrays, target)
 
 
 @dataclass
@@ -64,7 +72,11 @@ class Windows:
     ):
         """Prepares to read the columns `names` by the threads of `reader`; reads nothing yet."""
         self._checksums, self._reader = checksums, reader
-        self._store, self._names, self._order, self._kept = store, tuple(names), order, kept
+        self._store, self._order, self._kept = store, order, kept
+        self._columns = {name: store.column(name) for name in names}
+        self._stored: dict[str, Column] = {}
+        for name, column in self._columns.items():
+            self._stored |= quantise.parts(name, column) or {name: column}
         self._slots: dict[tuple[int, int], _Slot] = {}
         self._free: list[dict[str, np.ndarray]] = []
         self._lock = threading.Lock()
@@ -78,7 +90,7 @@ class Windows:
     @property
     def nbytes(self) -> int:
         """Upper bound of the memory of one window; three are held at most in steady state."""
-        return self.rows * sum(self._store.columns[n].row_bytes for n in self._names)
+        return self.rows * sum(column.row_bytes for column in self._stored.values())
 
     def want(self, epoch: int, window: int) -> None:
         """Starts to read the window if it is not there."""
@@ -140,11 +152,11 @@ class Windows:
         for name, buffer in buffers.items():
             self._store.read_ranges(name, ranges, buffer, self._checksums)
         places = self._kept.places(chunks, begins, ends)
-        return Window(buffers, places[self._order.shuffle(epoch, window)])
+        return Window(buffers, places[self._order.shuffle(epoch, window)], self._columns)
 
     def _new_buffers(self) -> dict[str, np.ndarray]:
-        columns = {name: self._store.columns[name] for name in self._names}
-        return {n: np.empty((self.rows, *c.shape), c.numpy_dtype) for n, c in columns.items()}
+        stored = self._stored.items()
+        return {name: np.empty((self.rows, *c.shape), c.numpy_dtype) for name, c in stored}
 
 
 def bits(array: np.ndarray) -> np.ndarray:

@@ -141,9 +141,9 @@ def edit_manifest(store, keep_checksum=False, **changes):
 
 
 def test_manifest_of_a_newer_version_asks_for_an_upgrade(store):
-    file = edit_manifest(store, version=2, segments="not as version 1 has them")
+    file = edit_manifest(store, version=3, segments="not as version 1 has them")
     message = refused(Store.open, store.path)
-    assert str(file) in message and "version 2" in message and "upgrade saex" in message
+    assert str(file) in message and "version 3" in message and "upgrade saex" in message
     assert "upgrade saex" in refused(lambda: StoreWriter(store.path, COLUMNS, chunk_rows=8))
     assert len(list(store.path.glob("segment-*"))) == 3
 

@@ -173,6 +173,27 @@ def test_exclusions_are_exact_and_counted(store, opened):
     assert info["rows_excluded_by_tokens"] == ROWS - by_position.sum() - len(kept)
 
 
+def test_rows_are_left_out_by_any_column_of_numbers(store, opened):
+    rules = {"row": (5, 900), "tokens": (2,)}
+    config = Stream(batch=64, lanes=1, exclude_positions=(), exclude=rules)
+    batches = opened(config, store, columns=["row"])
+    n = np.arange(ROWS)
+    kept = n[~np.isin(n, (5, 900)) & (n % 7 != 2)]
+    assert sorted(batches.gather(0, len(kept))["row"].tolist()) == kept.tolist()
+    assert batches.info["rows_excluded_by_row"] + batches.info["rows_excluded_by_tokens"] == (
+        ROWS - len(kept)
+    )
+    both = Stream(batch=64, exclude_tokens=(3,), exclude={"tokens": (2,)}, exclude_positions=())
+    assert opened(both, store).rows == (~np.isin(n % 7, (2, 3))).sum()
+    for rule, match in (
+        ({"label": (1,)}, r"no column 'label': leave 'label' out of stream.exclude"),
+        ({"row": ("a",)}, r"by row \['a'\], but column 'row' .* rules name whole numbers"),
+        ({"site": (1,)}, r"shape \(12,\) and dtype bfloat16"),
+    ):
+        with pytest.raises(StoreError, match=match):
+            opened(Stream(batch=64, exclude=rule), store)
+
+
 def test_position_0_is_left_out_by_default(store, opened, tmp_path):
     assert (opened(Stream(batch=64), store).gather(0, 800)["row"] % CONTEXT > 0).all()
     rows = write(tmp_path, rows=100, text=False)  # not text: nothing to leave out
