@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saex import cost
+from saex.data import SOURCES
 from saex.data.stream import Stream
-from saex.data.text import SOURCES, Stdlib
+from saex.data.text import Stdlib
 from saex.harvest import Harvest
 from saex.models import MODELS, PocketLM
 from saex.registry import ConfigError, build, identity, near, run_field, section, to_dict

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from saex.data.exclude import NORM
 from saex.data.order import permutation
 from saex.data.text import chunk
+from saex.models.tokenizer import Bytes
 
 if TYPE_CHECKING:
     from saex.harvest import Harvest
@@ -26,26 +27,31 @@ class Contexts:
       tokens: [contexts, context] int32, 0 from `lengths` on.
       lengths: [contexts] int64, tokens that count.
       documents: [contexts] int32, number of the document in the split.
+      columns: [contexts, context] each, what else the source says of the tokens.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     documents: np.ndarray
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-def choose(
-    source: Any, split: str, cfg: Harvest, seed: int, encode: Callable[[str], Any], bos: int
-) -> Contexts:
+def choose(model: Any, source: Any, split: str, cfg: Harvest, seed: int) -> Contexts:
     """As many whole contexts of a split as fit the budget of rows, in a random order.
 
     Raises:
       ValueError: no text.
     """
-    pieces = list(chunk(source.documents(split), encode, cfg.context, bos))
-    return _choose(pieces, cfg.budget(split), seed)
+    tokenizer = getattr(model, "tokenizer", Bytes)
+    if hasattr(source, "chunks"):  # a source that cuts its contexts itself
+        pieces = source.chunks(split, cfg.context, tokenizer)
+    else:
+        documents = source.documents(split)
+        pieces = chunk(documents, tokenizer.encode, cfg.context, tokenizer.bos)
+    return _choose(list(pieces), cfg.budget(split), seed)
 
 
 def rows_of(
@@ -56,32 +62,42 @@ def rows_of(
     Args:
       contexts: all of them.
       begin, end: which.
-      acts: {column: [at least end - begin, context, *shape]}.
+      acts: {column: [at least end - begin, at least the longest's length, *shape]}.
     """
-    tokens, lengths = contexts.tokens[begin:end], contexts.lengths[begin:end]
+    lengths = contexts.lengths[begin:end]
+    longest = int(lengths.max())
+    tokens = contexts.tokens[begin:end, :longest]
     position = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     counts = np.flatnonzero((position < lengths[:, None]).reshape(-1))
     columns = {
         "tokens": tokens,
         "document": np.broadcast_to(contexts.documents[begin:end, None], tokens.shape),
         "position": position,
-        **{name: np.asarray(x)[: end - begin] for name, x in acts.items()},
+        **{name: x[begin:end, :longest] for name, x in contexts.columns.items()},
+        **{name: np.asarray(x)[: end - begin, :longest] for name, x in acts.items()},
     }
     return {n: x.reshape(-1, *x.shape[2:])[counts] for n, x in columns.items()}
 
 
 def make_forward(model: Any, cfg: Harvest) -> Callable:
-    """(params, tokens [batch, context]) -> {site: [batch, context, width]} in the stored dtype."""
+    """(params, tokens [batch, context]) -> {site: [batch, context, width]}, of dtype `cfg.made_as`."""
     last = max(cfg.sites, key=list(model.sites).index)
 
     @jax.jit
-    def forward(params, tokens):
-        _, acts = model.run(params, tokens, taps=cfg.sites, stop_at=last)
-        stored = {site: acts[site].astype(cfg.dtype) for site in cfg.sites}
-        norms = {site + NORM: _norm(x) for site, x in stored.items()} if cfg.norms else {}
-        return {**stored, **norms}
+    def stored(acts):
+        out = {site: acts[site].astype(cfg.made_as) for site in cfg.sites}
+        norms = {site + NORM: _norm(x) for site, x in out.items()} if cfg.norms else {}
+        return {**out, **norms}
 
-    return forward
+    def forward(params, tokens):
+        return stored(model.run(params, tokens, taps=cfg.sites, stop_at=last)[1])
+
+    return jax.jit(forward) if is_compiled(model) else forward
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether the model's forward pass is a JAX program; else it is run as it is."""
+    return getattr(model, "traceable", True)
 
 
 def _norm(x: jax.Array) -> jax.Array:
@@ -100,4 +116,5 @@ def _choose(pieces: list, budget: int, seed: int) -> Contexts:
         tokens=np.stack([pieces[i].tokens for i in order]),
         lengths=lengths[: len(order)],
         documents=np.array([pieces[i].document for i in order], np.int32),
+        columns={n: np.stack([pieces[i].columns[n] for i in order]) for n in pieces[0].columns},
     )

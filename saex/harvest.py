@@ -16,14 +16,15 @@ import jax
 import numpy as np
 
 from saex import distributed
-from saex.contexts import Contexts, choose, make_forward, rows_of
+from saex.contexts import Contexts, choose, is_compiled, make_forward, rows_of
 from saex.data.exclude import NORM
 from saex.data.manifest import MANIFEST, Column, StoreError
 from saex.data.store import Store
 from saex.data.store_merge import merge_parts
 from saex.data.store_writer import StoreWriter
 from saex.data.text import check_split
-from saex.models import transformer
+
+STRIDE = 64  # lengths that models see which are not compiled are multiples of it
 
 # Called after each batch with rows done, rows in all, and rows per second of this process.
 Progress = Callable[[int, int, float], None]
@@ -88,30 +89,28 @@ def harvest(
     *,
     sites: Sequence[str] = (),
     seed: int = 0,
-    encode: Callable[[str], Any] = transformer.encode,
-    bos: int = transformer.BOS,
     progress: Progress | None = None,
 ) -> Store:
     """Runs the model over a split of the text and writes what its sites hold.
 
-    Columns: one per site [width], its norm `SITE.norm` (float32), and `tokens`, `document` and
-    `position` (in the context, BOS is 0), all int32. Held-out rows of a context follow each other,
-    training rows do so with `cfg.shuffle` off; positions of padding are left out. A store that
-    is complete is opened as it is; one that was stopped goes on at its last segment; one that lost
+    Columns: one per site [width], its norm `SITE.norm` (float32), `tokens`, `document`, `position`
+    (in the context, BOS is 0), int32, and the source's. Held-out rows of a context follow each
+    other, training rows do so with `cfg.shuffle` off; there are none of padding. A store that is
+    complete is opened as it is; one that was stopped goes on at its last segment; one that lost
     segments (somebody deleted damaged ones) gets them anew. Of several processes the first writes
     and the others wait for it, or (`cfg.parts` above 1) each writes its share of the parts.
 
     Args:
-      model: has `sites` (name -> width, in the order of computation), `context` and `run`.
+      model: has `sites` (name -> width, in the order of computation), `context` and `run`, and
+        what `saex.models` says of models that read no bytes or are no JAX programs.
       params: its parameters.
-      source: has `documents(split)` and `digest(split)`.
+      source: has `documents(split)` and `digest(split)`; if it cuts its contexts itself,
+        `chunks(split, context, tokenizer)` and `token_columns` (name -> dtype).
       split: "train" or "heldout".
       path: folder of the store.
       cfg: the section.
       sites: sites to harvest, together with those of the section.
       seed: of the order of contexts, so that a small budget is not the first documents only.
-      encode: text -> token ids.
-      bos: id of the token that each context begins with.
       progress: called after each batch.
 
     Raises:
@@ -132,9 +131,10 @@ def harvest(
         )  # fmt: skip
 
     def contexts() -> Contexts:
-        return choose(source, split, cfg, seed, encode, bos)
+        return choose(model, source, split, cfg, seed)
 
-    meta, columns = describe(model, params, source, split, cfg, seed), columns_of(model, cfg)
+    meta = describe(model, params, source, split, cfg, seed)
+    columns = columns_of(model, source, cfg)
     if cfg.parts > 1 and not (Path(path) / MANIFEST).exists():
         _write_parts(cfg.parts, open_writer, contexts, run)
         distributed.barrier(f"parts {path}")
@@ -205,6 +205,7 @@ class _Run:
     def __init__(self, model, params, cfg, contexts, writer, progress, shuffle=None, span=None):
         self.cfg, self.contexts, self.writer, self.progress = cfg, contexts, writer, progress
         self.params, self.forward = params, make_forward(model, cfg)
+        self.compiled = is_compiled(model)
         self.shuffle = shuffle
         self.first, self.end = span or (0, len(contexts))
         self.total = int(contexts.lengths[self.first : self.end].sum())
@@ -264,8 +265,14 @@ class _Run:
             yield running[1], rows_of(self.contexts, *running)
 
     def _tokens(self, begin: int, end: int) -> np.ndarray:
-        """[batch, context] int32; the last batch is filled up, so that nothing is compiled anew."""
+        """[batch, context] int32; the last batch is filled up, so that nothing is compiled anew.
+
+        A model that is not compiled is spared most positions at which there is padding only.
+        """
         tokens = self.contexts.tokens[begin:end]
+        if not self.compiled:
+            longest = int(self.contexts.lengths[begin:end].max())
+            return tokens[:, : -(-longest // STRIDE) * STRIDE]
         return np.pad(tokens, ((0, self.cfg.batch - len(tokens)), (0, 0)))
 
 
@@ -289,12 +296,14 @@ def _check_processes(cfg: Harvest) -> None:
         )
 
 
-def columns_of(model: Any, cfg: Harvest) -> dict[str, Column]:
+def columns_of(model: Any, source: Any, cfg: Harvest) -> dict[str, Column]:
     """The columns of a harvest."""
     sites = {site: Column((model.sites[site],), cfg.dtype) for site in cfg.sites}
     if cfg.norms:
         sites |= {site + NORM: Column((), "float32") for site in cfg.sites}
-    return {**sites, **{n: Column((), "int32") for n in ("tokens", "document", "position")}}
+    numbers = dict.fromkeys(("tokens", "document", "position"), "int32")
+    numbers |= getattr(source, "token_columns", {})
+    return {**sites, **{name: Column((), dtype) for name, dtype in numbers.items()}}
 
 
 def buffer_bytes(columns: Mapping[str, Column], cfg: Harvest) -> int:
@@ -304,6 +313,8 @@ def buffer_bytes(columns: Mapping[str, Column], cfg: Harvest) -> int:
 
 
 def _fields(thing: Any) -> dict[str, Any]:
+    if hasattr(thing, "describe"):
+        return thing.describe()
     if not dataclasses.is_dataclass(thing) or isinstance(thing, type):
         return {}
     return dataclasses.asdict(thing)

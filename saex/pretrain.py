@@ -24,7 +24,8 @@ import optax
 
 from saex import config as configs
 from saex import registry
-from saex.data.text import SOURCES, Stdlib, chunk
+from saex.data import SOURCES
+from saex.data.text import Stdlib, chunk
 from saex.models.transformer import BOS, Transformer, encode, next_token_nats
 from saex.models.weights import FILE_NAME, save_model
 

@@ -13,6 +13,7 @@ import os
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,13 +39,15 @@ class Chunk:
 
     tokens: int32 [context], BOS first, 0 from `length` on (padding is never stored nor scored).
     length: tokens that count, BOS included. document: index in the order of the source.
-    start: index in the document's ids of the token after BOS.
+    start: index in the document's ids of the token after BOS. columns: [context] each, what else
+    the source says of the tokens.
     """
 
     tokens: np.ndarray
     length: int
     document: int
     start: int
+    columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def split_of(name: str) -> str:
@@ -193,8 +196,6 @@ class Table:
         where parquet needs pyarrow.
         """
         check_split(split)
-        if not os.path.isfile(self.path):
-            raise FileNotFoundError(f"table {self.path!r} does not exist: name a JSONL or parquet")
         return _select(self._rows(), split)
 
     def digest(self, split: str) -> str:
@@ -202,16 +203,25 @@ class Table:
         return digest_documents(self.documents(split))
 
     def _rows(self) -> Iterator[Document]:
+        for name, where, text in self.cells():
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"{where}: column {self.text!r} holds {type(text).__name__}, expected text"
+                )
+            yield Document(name, text)
+
+    def cells(self) -> Iterator[tuple[str, str, Any]]:
+        """(name, file and row, what the text column holds) of every row of both splits.
+
+        Raises as `documents`, but for what the column holds.
+        """
+        if not os.path.isfile(self.path):
+            raise FileNotFoundError(f"table {self.path!r} does not exist: name a JSONL or parquet")
         columns = [self.text] + ([self.id] if self.id else [])
         read = _read_parquet if self.path.endswith(".parquet") else _read_jsonl
         for number, row in read(self.path, columns):
-            text = row[self.text]
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"{self.path} row {number}: column {self.text!r} holds "
-                    f"{type(text).__name__}, expected text"
-                )
-            yield Document(str(row[self.id]) if self.id else f"row {number}", text)
+            name = str(row[self.id]) if self.id else f"row {number}"
+            yield name, f"{self.path} row {number}", row[self.text]
 
 
 def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:
@@ -255,9 +265,6 @@ def _check_columns(where: str, columns: Sequence[str], present) -> None:
     for column in columns:
         if column not in present:
             raise KeyError(f"{where} has no column {column!r}: it has {', '.join(present)}")
-
-
-SOURCES = {"stdlib": Stdlib, "files": Files, "table": Table}
 
 
 def chunk(

@@ -46,7 +46,7 @@ class CrossEntropy:
 
     def run(self, sae: Any, params: Any, heldout: HeldOut) -> dict[str, float]:
         """The metrics and, under ``<control>.``, those of each control; {} without a model."""
-        if heldout.model is None or heldout.text is None:
+        if heldout.model is None or heldout.text is None or not heldout.editable:
             return {}
         if not {heldout.rows.site, heldout.rows.predicted} <= set(heldout.model.sites):
             return {}
@@ -83,9 +83,7 @@ class CrossEntropy:
             rows, ids = x.reshape(-1, x.shape[-1]), tokens.reshape(-1)
             for name, variant in variants.items():
                 new = variant.reconstruct(rows, ids)
-                losses, divergence = _replaced(
-                    model, target, weights, tokens, y, new, seen, log_p
-                )
+                losses, divergence = _replaced(model, target, weights, tokens, y, new, seen, log_p)
                 nats[name] += _total(losses, scored)
                 kl[name] += _total(divergence, seen)
             predicted, positions = predicted + int(scored.sum()), positions + int(seen.sum())

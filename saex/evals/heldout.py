@@ -71,6 +71,11 @@ class HeldOut:
     controls: Mapping[str, Reconstructor] = dataclasses.field(default_factory=dict)
     shared: dict[int, Any] | None = None
 
+    @property
+    def editable(self) -> bool:
+        """Whether the model takes edits; one whose forward is no JAX program is read only."""
+        return getattr(self.model, "traceable", True)
+
     @functools.cached_property
     def text(self) -> Contexts | None:
         """``contexts``, or those of the rows' store; None where it has no tokens."""
@@ -103,9 +108,16 @@ class HeldOut:
             )
             if skipped
         ]
-        if not rules:
-            return []
-        return [
-            f"Left out: {'; '.join(rules)}. There the model keeps its own activation in every "
-            "variant, and what it predicts from there is not scored."
-        ]
+        notes = []
+        if rules:
+            notes.append(
+                f"Left out: {'; '.join(rules)}. There the model keeps its own activation in every "
+                "variant, and what it predicts from there is not scored."
+            )
+        if not self.editable:
+            notes.append(
+                "No cross-entropy (CE increase, loss recovered, KL): the subject model is run by "
+                "its own framework, where saex reads but puts no reconstructions in. FVU, L0 and "
+                "density are of held-out rows, as always."
+            )
+        return notes

@@ -1,14 +1,18 @@
 """Subject models: what activations are taken from, and what edits are tried on.
 
 Another model is one row of `MODELS`: a frozen dataclass, its config section, whose
-`load() -> (model, params)` gives an object with `sites`, `run`, `generate` and `context`, as
-`saex.models.transformer.Transformer` has them.
+`load() -> (model, params)` gives an object with `sites`, `run` and `context`, as
+`saex.models.transformer.Transformer` has them. One that reads other tokens than bytes has a
+`tokenizer` (see `saex.models.tokenizer`); one whose `run` is no JAX program says
+`traceable = False`: it is not compiled, and not edited; one that is no dataclass says by
+`describe()` what decides its activations.
 """
 
 import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from saex.models.huggingface import HuggingFace
 from saex.models.transformer import BOS, Edit, Transformer, decode, encode, next_token_nats
 from saex.models.weights import load_model, save_model
 
@@ -43,12 +47,13 @@ class Trained:
         return dataclasses.replace(model, matmul=self.matmul), params
 
 
-MODELS = {"pocket-lm": PocketLM, "trained": Trained}
+MODELS = {"pocket-lm": PocketLM, "trained": Trained, "huggingface": HuggingFace}
 
 __all__ = [
     "BOS",
     "MODELS",
     "Edit",
+    "HuggingFace",
     "PocketLM",
     "Trained",
     "Transformer",

@@ -8,6 +8,7 @@ from typing import Any
 from saex.evals.heldout import HeldOut
 from saex.report.latents import Example, Latent, Study, study
 from saex.report.page import Page, render, save
+from saex.report.tokens import byte_text
 
 
 def write(
@@ -41,7 +42,9 @@ def write(
       StoreError: the site's rows have another width than the dictionary.
       OSError: the folder is not there or cannot be written to.
     """
-    found = study(sae, params, heldout, latents, contexts)
+    tokenizer = getattr(heldout.model, "tokenizer", None)  # of models that read no bytes
+    token_text = getattr(tokenizer, "token_text", byte_text)
+    found = study(sae, params, heldout, latents, contexts, token_text=token_text)
     site = heldout.rows.site
     page = Page(
         title=title or f"{type(sae).__name__}: {sae.n:,} latents of {site}",

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from saex.data.text import SOURCES, Document, Files, Stdlib, Table, chunk, split_of
+from saex.data import SOURCES
+from saex.data.text import Document, Files, Stdlib, Table, chunk, split_of
 from saex.models.transformer import BOS, decode, encode
 from saex.registry import make
 
