@@ -61,13 +61,15 @@ def get_config(arg: str = "topk") -> ConfigDict:
                 "heldout_rows": 200_000,  # rows of the held-out store, at most
                 "context": 0,  # tokens a context; 0: as many as the model was made for
                 "batch": 32,  # contexts a forward pass
-                "dtype": "bfloat16",  # of activations on disk; or "float32"
+                "dtype": "bfloat16",  # of activations on disk; or "float32", or "int8" with scales
+                "calibration_rows": 16_384,  # on which the scales of int8 are found
                 "segment_rows": 65_536,  # rows after which a segment is committed
                 "chunk_rows": 2048,  # rows a chunk of the store
                 "shuffle": True,  # put the rows of each training segment in random order
                 "norms": True,  # a column SITE.norm for each site
                 "parts": 1,  # written side by side by the processes of a job
                 "non_finite": "refuse",  # rows with NaN or infinity; or "drop"
+                "check_room": True,  # run: refuse a store that the disk has no room for
             },
             "store": None,  # run: a store (a hash splits it), or a folder with train/, heldout/
             "live": {  # rows made while the run goes on, instead of being read from a store

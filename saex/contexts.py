@@ -80,7 +80,7 @@ def rows_of(
 
 
 def make_forward(model: Any, cfg: Harvest) -> Callable:
-    """(params, tokens [batch, context]) -> {site: [batch, context, width]}, of dtype `cfg.made_as`."""
+    """(params, tokens [batch, context]) -> {site: [batch, context, width]} of `cfg.made_as`."""
     last = max(cfg.sites, key=list(model.sites).index)
 
     @jax.jit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,15 +17,21 @@ import jax
 import numpy as np
 
 from saex import distributed
+from saex.calibration import with_scales
 from saex.contexts import Contexts, choose, is_compiled, make_forward, rows_of
 from saex.data.exclude import NORM
 from saex.data.manifest import MANIFEST, Column, StoreError
-from saex.data.store import Store
+from saex.data.quantise import with_parts
+from saex.data.room import bytes_needed, check_room
+from saex.data.store import Store, load_manifest
 from saex.data.store_merge import merge_parts
 from saex.data.store_writer import StoreWriter
 from saex.data.text import check_split
+from saex.registry import run_field
 
 STRIDE = 64  # lengths that models see which are not compiled are multiples of it
+
+log = logging.getLogger("saex")
 
 # Called after each batch with rows done, rows in all, and rows per second of this process.
 Progress = Callable[[int, int, float], None]
@@ -32,7 +39,7 @@ Progress = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Harvest:
-    """What is harvested, and in which pieces. All of it decides the content of the store.
+    """What is harvested, and in which pieces. All but the last decides the content of the store.
 
     Attributes:
       sites: sites of the subject model to harvest besides the ones that a run asks for.
@@ -40,7 +47,9 @@ class Harvest:
       heldout_rows: rows of the held-out store, at most.
       context: tokens per context; 0 takes the model's own.
       batch: contexts per forward pass.
-      dtype: of the activations on disk.
+      dtype: of the activations on disk; int8 has a scale for each channel, and channels that this
+        would hurt stay bfloat16 (`saex.data.calibrate`).
+      calibration_rows: rows on which these scales are found, the first of the harvest.
       segment_rows: rows after which a segment is written; a kill loses less than that.
       chunk_rows: rows per chunk of the store.
       shuffle: whether the rows of each segment of the training store are put in random order, so
@@ -52,6 +61,7 @@ class Harvest:
         The store is the same for any number of processes, but not for another number of parts.
       non_finite: what becomes of rows with NaN or infinity: "refuse" stops the harvest, "drop"
         leaves them out and counts them in the manifest.
+      check_room: whether a store that the disk has no room for is refused before it is begun.
     """
 
     sites: tuple[str, ...] = ()
@@ -59,20 +69,30 @@ class Harvest:
     heldout_rows: int = 200_000
     context: int = 0
     batch: int = 32
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
+    calibration_rows: int = 16_384
     segment_rows: int = 65536
     chunk_rows: int = 2048
     shuffle: bool = True
     norms: bool = True
     parts: int = 1
     non_finite: Literal["refuse", "drop"] = "refuse"
+    check_room: bool = run_field(True)
 
     def __post_init__(self) -> None:
-        for name in ("rows", "heldout_rows", "batch", "segment_rows", "chunk_rows", "parts"):
+        for name in (
+            "rows", "heldout_rows", "batch", "segment_rows", "chunk_rows", "parts",
+            "calibration_rows",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"harvest.{name}={getattr(self, name)}: at least 1 is needed")
         if self.context < 0 or self.context == 1:
             raise ValueError(f"harvest.context={self.context}: 0 (the model's) or at least 2")
+
+    @property
+    def made_as(self) -> str:
+        """The dtype of activations before they are stored."""
+        return "float32" if self.dtype == "int8" else self.dtype
 
     def budget(self, split: str) -> int:
         """Rows of a split, at most."""
@@ -130,11 +150,17 @@ def harvest(
             max_buffer_bytes=buffer_bytes(columns, cfg), non_finite=cfg.non_finite,
         )  # fmt: skip
 
+    @functools.cache
     def contexts() -> Contexts:
         return choose(model, source, split, cfg, seed)
 
     meta = describe(model, params, source, split, cfg, seed)
     columns = columns_of(model, source, cfg)
+    if cfg.dtype == "int8":
+        sample = functools.partial(_sample, run, contexts)
+        columns = with_scales(columns, cfg.sites, path, sample)
+    if distributed.is_main() or cfg.parts > 1:
+        _tell_room(path, columns, cfg, contexts)
     if cfg.parts > 1 and not (Path(path) / MANIFEST).exists():
         _write_parts(cfg.parts, open_writer, contexts, run)
         distributed.barrier(f"parts {path}")
@@ -160,6 +186,27 @@ def settle(model: Any, cfg: Harvest, sites: Sequence[str] = ()) -> Harvest:
     return cfg
 
 
+def _sample(run: Callable, contexts: Callable) -> dict[str, np.ndarray]:
+    """The first rows of a harvest, by site."""
+    work, found, rows = run(contexts(), None), [], 0
+    for _, batch in work._batches(0, len(work.contexts)):
+        found.append(batch)
+        rows += len(batch["tokens"])
+        if rows >= work.cfg.calibration_rows:
+            break
+    return {site: np.concatenate([b[site] for b in found]) for site in work.cfg.sites}
+
+
+def _tell_room(path: str | os.PathLike, columns: dict, cfg: Harvest, contexts: Callable) -> None:
+    """Logs what the store takes on the disk; refuses what does not fit."""
+    if (Path(path) / MANIFEST).exists() and load_manifest(Path(path)).complete:
+        return
+    rows = int(contexts().lengths.sum())
+    needed = bytes_needed(columns, rows, cfg.segment_rows, cfg.chunk_rows)
+    told = check_room(path, needed, enforce=cfg.check_room)
+    log.info("%s: %s rows, %s", path, f"{rows:,}", told)
+
+
 def _write_parts(parts: int, open_writer: Callable, contexts: Callable, run: Callable) -> None:
     """Writes this process's share of the parts, each of them a stretch of the contexts."""
     chosen = contexts()
@@ -176,7 +223,9 @@ def describe(
     """What decides the content of the store, as its `meta`: model, text, split, section, seed."""
     section = dataclasses.asdict(cfg)
     rows = {"rows": cfg.budget(split)}  # the other split's budget does not matter to this store
-    section.pop("heldout_rows")
+    section.pop("heldout_rows"), section.pop("check_room")
+    if cfg.dtype != "int8":
+        section.pop("calibration_rows")
     return {
         "kind": "harvest",
         "split": split,
@@ -298,7 +347,7 @@ def _check_processes(cfg: Harvest) -> None:
 
 def columns_of(model: Any, source: Any, cfg: Harvest) -> dict[str, Column]:
     """The columns of a harvest."""
-    sites = {site: Column((model.sites[site],), cfg.dtype) for site in cfg.sites}
+    sites = {site: Column((model.sites[site],), cfg.made_as) for site in cfg.sites}
     if cfg.norms:
         sites |= {site + NORM: Column((), "float32") for site in cfg.sites}
     numbers = dict.fromkeys(("tokens", "document", "position"), "int32")
@@ -309,7 +358,7 @@ def columns_of(model: Any, source: Any, cfg: Harvest) -> dict[str, Column]:
 def buffer_bytes(columns: Mapping[str, Column], cfg: Harvest) -> int:
     """Bytes that the rows of a segment may take before they are written."""
     rows = cfg.segment_rows + cfg.batch * cfg.context
-    return 2 * rows * sum(c.row_bytes for c in columns.values())
+    return 2 * rows * sum(c.row_bytes for c in with_parts(columns).values())
 
 
 def _fields(thing: Any) -> dict[str, Any]:

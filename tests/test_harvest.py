@@ -8,14 +8,16 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saex.data import room
 from saex.data.manifest import StoreError
-from saex.data.store import Store
+from saex.data.store import Store, load_manifest
 from saex.data.text import Document
 from saex.harvest import Harvest, harvest
 
@@ -168,6 +170,53 @@ def test_rows_with_nan_are_dropped_and_counted_by_config(tmp_path):
     kept = whole.read("tokens") != ord("m")
     assert store.read("tokens").tolist() == whole.read("tokens")[kept].tolist()
     assert store.manifest.dropped == (~kept).sum() > 0
+
+
+def test_int8_sites_are_within_half_a_step_and_gone_on_with_the_same_scales(tmp_path, caplog):
+    cfg = dataclasses.replace(CFG, dtype="int8", calibration_rows=500)
+    whole = run(tmp_path / "plain", cfg=dataclasses.replace(CFG, dtype="float32"))
+
+    def kill(*_, calls=[]):  # noqa: B006
+        calls.append(1)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "int8", cfg=cfg, progress=kill)
+    scales = Store(tmp_path / "int8", load_manifest(tmp_path / "int8")).columns["late"].scales
+    store = run(tmp_path / "int8", cfg=cfg)
+    store.verify()
+    for site in ("early", "late"):
+        column = store.columns[site]
+        error = np.abs(store.read(site) - whole.read(site)).max(0)
+        assert (error <= np.array(column.scales) / 2 * 1.0001).all() and column.dtype == "int8"
+        assert store.stats[site].clipped == 0
+    assert store.columns["late"].scales == scales
+    assert (store.read("late.norm") == whole.read("late.norm")).all()  # of the rows themselves
+    for name in ("tokens", "document", "position"):
+        assert (store.read(name) == whole.read(name)).all()
+    assert run(tmp_path / "int8", cfg=cfg).digest == store.digest
+    parts = run(tmp_path / "parts", cfg=dataclasses.replace(cfg, parts=3))
+    assert parts.columns == store.columns
+    with pytest.raises(StoreError, match="another configuration"):
+        run(tmp_path / "int8", cfg=dataclasses.replace(cfg, calibration_rows=10))
+
+
+def test_a_store_that_the_disk_has_no_room_for_is_refused_before_it_is_begun(
+    tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "saex")
+    store = run(tmp_path / "fits")
+    size = sum(f.bytes for s in store.manifest.segments for n, f in s.files.items() if "/c/" in n)
+    told = next(r.getMessage() for r in caplog.records if " GB in all" in r.getMessage())
+    assert f"{store.rows:,} rows, {size / 1e9:.3f} GB in all" in told
+    usage = types.SimpleNamespace(free=size // 2)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(StoreError, match=r"has no room on its disk: .* harvest.check_room=False"):
+        run(tmp_path / "full")
+    assert not (tmp_path / "full").exists()
+    loose = dataclasses.replace(CFG, check_room=False)
+    assert run(tmp_path / "full", cfg=loose).digest == store.digest
 
 
 def test_budget_takes_whole_contexts_from_all_over_the_text(tmp_path):

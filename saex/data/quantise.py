@@ -98,7 +98,7 @@ def encode(name: str, column: Column, values: np.ndarray) -> tuple[dict[str, np.
         steps = np.rint(values[at : at + _BLOCK] / scales)
         steps[..., outliers] = 0
         clipped += int((np.abs(steps) > _LARGEST).sum())
-        codes[at : at + _BLOCK] = np.clip(steps, -_LARGEST, _LARGEST)
+        codes[at : at + _BLOCK] = np.clip(steps, -_LARGEST, _LARGEST).astype(np.int8)
     found = {name + CODES: codes}
     if column.outliers:
         found[name + OUTLIERS] = values[..., outliers].astype(ml_dtypes.bfloat16)

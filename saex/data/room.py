@@ -43,8 +43,8 @@ def check_room(path: str | os.PathLike, needed: int, enforce: bool = True) -> st
         raise StoreError(
             f"the store {path} has no room on its disk: {told}. Make room, give another path, or "
             "take fewer rows or columns (harvest.rows, harvest.sites, harvest.dtype). "
-            "harvest.check_room=False begins nevertheless, and keeps what is committed until the "
-            "disk is full"
+            "harvest.check_room=False (StoreWriter without rows=) begins nevertheless; what is "
+            "committed when the disk is full stays whole"
         )
     return told
 
