@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(error, EXIT_NAN)
     except Preempted as error:
         return _say(error, EXIT_PREEMPTED)
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
+    except (ValueError, RuntimeError, FileNotFoundError, ImportError) as error:
         if not _raised_by_saex(error):
             raise  # a bug, ours or a library's: the traceback is the message
         return _say(error, EXIT_BAD_INPUT)

@@ -2,14 +2,19 @@
 
 import importlib.util
 import json
+import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+from saex.data import Store
 from saex.models import MODELS, HuggingFace
 from saex.registry import make as make_section
+from tests import runs
 from tests.models import tiny
 
 pytest.importorskip("torch", reason="torch is not installed (extra 'torch')")
@@ -241,3 +246,48 @@ def test_it_is_a_config_section():
     with pytest.raises(ValueError, match="context=1"):
         HuggingFace("a", context=1)
     assert jax.tree.leaves(HuggingFace("a")) == [HuggingFace("a")]
+
+
+# ------------------------------------------------------------------------------------- a whole run
+
+
+def write_config(folder, model, **changes):
+    mapping = runs.mapping(
+        folder, subject={"name": "huggingface", "path": model, "device": "cpu"},
+        site="blocks.1.resid_post", steps=4, checkpoint={"every": 4},
+        harvest={"rows": 1500, "heldout_rows": 600, "batch": 4, "segment_rows": 512},
+        **changes,
+    )  # fmt: skip
+    path = folder / "config.py"
+    text = f"from ml_collections import ConfigDict\nget_config = lambda: ConfigDict({mapping!r})\n"
+    path.write_text(text)
+    return path
+
+
+def test_a_whole_run_ends_well_and_says_what_it_left_out(folder, load, tmp_path):
+    runs.write_text(tmp_path / "text")
+    config = write_config(tmp_path, folder("gemma2"), report={"enabled": True, "latents": 4})
+    command = [sys.executable, "-m", "saex.cli", "train", f"--config={config}"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'run'}"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "No cross-entropy (CE increase, loss recovered, KL)" in done.stderr
+    result = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert {"fvu", "l0", "dead_fraction"} <= set(result) and "ce_clean" not in result
+    assert (tmp_path / "run" / "DONE.json").exists()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "No cross-entropy" in page
+    words = re.sub(r"<[^>]+>", "", page)
+    assert "return·" in words or "·return" in words, "tokens are not shown as text"
+
+    store = Store.open(tmp_path / "run" / "store" / "train")
+    model, rows = load("gemma2"), store.read("tokens")
+    assert store.meta["model"]["architecture"] == "Gemma2ForCausalLM"
+    at = np.flatnonzero(store.read("position") == 0)
+    assert len(at) > 10 and (rows[at] == 0).all(), "contexts begin with BOS"
+    _, acts = model.run({}, np.zeros((1, 1), np.int32), ["blocks.1.resid_post"])
+    expected = acts["blocks.1.resid_post"][0, 0].astype(
+        store.columns["blocks.1.resid_post"].numpy_dtype
+    )
+    assert (store.read("blocks.1.resid_post")[at] == expected).mean() > 0.99
