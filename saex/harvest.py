@@ -223,9 +223,9 @@ def describe(
     """What decides the content of the store, as its `meta`: model, text, split, section, seed."""
     section = dataclasses.asdict(cfg)
     rows = {"rows": cfg.budget(split)}  # the other split's budget does not matter to this store
-    section.pop("heldout_rows"), section.pop("check_room")
-    if cfg.dtype != "int8":
-        section.pop("calibration_rows")
+    unused = () if cfg.dtype == "int8" else ("calibration_rows",)
+    for name in ("heldout_rows", "check_room", *unused):
+        section.pop(name)
     return {
         "kind": "harvest",
         "split": split,

@@ -29,7 +29,9 @@ def compare(thing, mapping, path):
         if dataclasses.is_dataclass(value):
             compare(value, mapping[name], here)
         elif here not in CHOSEN:
-            assert field.default == value == mapping[name], here
+            made = field.default_factory is not dataclasses.MISSING
+            default = field.default_factory() if made else field.default
+            assert default == value == mapping[name], here
 
 
 @pytest.mark.parametrize("name", sorted(SAES))
