@@ -20,6 +20,7 @@ from saex.data import SOURCES
 from saex.data.stream import Stream
 from saex.data.text import Stdlib
 from saex.harvest import Harvest
+from saex.live import Live, check_live
 from saex.models import MODELS, PocketLM
 from saex.registry import ConfigError, build, identity, near, run_field, section, to_dict
 from saex.sae import SAES
@@ -91,7 +92,8 @@ class Config:
         (then there is no cross-entropy). text: the documents it reads.
       harvest: how they become a store. store: to use instead of harvesting into the workdir: a
         folder with ``train`` and ``heldout`` stores, or one store, of which a hash of the document
-        or row holds out 12%. stream: how a store becomes batches.
+        or row holds out 12%. live: make the rows while the run goes on, without a store of them.
+        stream: how rows become batches.
       optim, mesh, checkpoint, log, eval, report: see their classes.
     """
 
@@ -107,6 +109,7 @@ class Config:
     text: Any = section(SOURCES, Stdlib)
     harvest: Harvest = dataclasses.field(default_factory=Harvest)
     store: str | None = run_field(None)
+    live: Live = dataclasses.field(default_factory=Live)
     stream: Stream = dataclasses.field(default_factory=Stream)
     optim: Optim = dataclasses.field(default_factory=Optim)
     mesh: MeshConfig = run_field(default_factory=MeshConfig)
@@ -138,6 +141,7 @@ class Config:
                     "x is named by config.site, the others may be named here"
                 )
         check_divisible(self.sae.specs(), self.mesh)
+        check_live(self)
         _check_members(self)
 
     @property

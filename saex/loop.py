@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from saex import distributed, evals, metrics
+from saex import distributed, evals, live, metrics
 from saex.checkpoint import versions
 from saex.config import Config, differences, run_hash, to_json
 from saex.data import joined
@@ -73,8 +73,9 @@ def train(
     with _Sigterm() as stop:
         log.info(_plan(config, folder))
         mesh = make_mesh(config.mesh)
-        store, heldout = _stores(config, folder, stop)
-        _fit(config, folder, store, heldout, mesh, stop)
+        store, heldout = _stores(config, folder, mesh, stop)
+        with live.finishing(store):
+            _fit(config, folder, store, heldout, mesh, stop)
         # Every process evaluates (a restore needs all of them); the first one writes.
         result = evaluate_run(folder)
         stop.check()
@@ -97,7 +98,7 @@ def _fit(
     """Update until the budget is spent and the last states are saved."""
     steps = config.n_steps
     with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
-        stream = config.stream.open(store, config.reads, config.order_seed, mesh)
+        stream = live.open_stream(config, store, mesh, SAMPLE_ROWS)
         closing.callback(stream.close)
         log.info("stream: %s", stream.info)
         members = members_of(config, folder)
@@ -267,9 +268,16 @@ def _write_config(config: Config, folder: pathlib.Path) -> None:
         metrics.write_json(folder / "config.json", record)
 
 
-def _stores(config: Config, folder: pathlib.Path, stop: Any) -> tuple[Any, Any]:
-    """(train store, held-out store): harvested into the workdir if no store is named."""
+def _stores(config: Config, folder: pathlib.Path, mesh: Any, stop: Any) -> tuple[Any, Any]:
+    """(train store, held-out store): harvested into the workdir if no store is named.
+
+    Of a live run the first one is made while it is read.
+    """
     root = store_folder(config, folder)
+    if config.store is not None and config.live.enabled:
+        raise ConfigError(
+            f"config.store={config.store!r} with live.enabled: rows come from the one or the other"
+        )
     if config.store is not None:
         stores = open_split(root, "train"), open_split(root, "heldout")
     else:
@@ -281,10 +289,12 @@ def _stores(config: Config, folder: pathlib.Path, stop: Any) -> tuple[Any, Any]:
         model, params = config.subject.load()
         sites = _sites(config, model)
         _check_width(config, sum(model.sites[part] for part in joined.parts(config.site)))
-        stores = tuple(
-            _harvest(config, model, params, sites, split, root / split, stop)
-            for split in ("train", "heldout")
-        )
+        given = config, model, params, sites
+        if config.live.enabled:
+            train = _live(*given, root / "train", mesh)
+        else:
+            train = _harvest(*given, "train", root / "train", stop)
+        stores = train, _harvest(*given, "heldout", root / "heldout", stop)
     for store in stores:
         if not store.complete:
             raise ConfigError(f"{store.path} is not complete: run its harvest again to the end")
@@ -301,6 +311,13 @@ def _sites(config: Config, model: Any) -> tuple[str, ...]:
                 where = "site" if name == "x" else f"columns[{name!r}]"
                 raise ConfigError(f"config.{where}={part!r}: choose from {sorted(model.sites)}")
     return tuple(dict.fromkeys(named))
+
+
+def _live(config: Config, model: Any, params: Any, sites: Any, path: Any, mesh: Any) -> Any:
+    return live.open_rows(
+        model, params, config.text, path, config.harvest, config.live,
+        sites=sites, seed=config.seed, mesh=mesh,
+    )  # fmt: skip
 
 
 def _harvest(

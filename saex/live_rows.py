@@ -1,0 +1,238 @@
+"""The rows of a live source: a store whose rows a subject model makes when they are read."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from saex.contexts import Contexts, rows_of
+from saex.data.buffer import all_finite
+from saex.data.manifest import Manifest, StoreError
+from saex.data.store import Store
+from saex.data.store_remote import place
+from saex.tee import Tee
+
+
+class _Part(NamedTuple):
+    """Rows [start, stop) of a chunk, and their place in the output."""
+
+    chunk: int
+    start: int
+    stop: int
+    at: int
+
+
+class LiveRows(Store):
+    """The rows that a harvest of the text would write, in its order, made when they are read.
+
+    Chunk c is the c-th forward pass of that harvest, so its rows are the same to the bit. Tokens,
+    documents and positions are known beforehand and cost no forward pass.
+
+    Attributes:
+      made: forward passes so far.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        manifest: Manifest,
+        contexts: Contexts,
+        forward: Callable[[Any, np.ndarray | jax.Array], Mapping[str, jax.Array]],
+        params: Any,
+        *,
+        batch: int,
+        wanted: Sequence[str],
+        devices: Sequence[jax.Device],
+        tee: Tee | None = None,
+    ):
+        """Prepares; runs nothing yet.
+
+        Args:
+          path: of the store that the rows would be in, for messages; written by `tee` alone.
+          manifest: columns and meta.
+          contexts: in the order of the harvest.
+          forward: (params, tokens [batch, context]) -> {column: [batch, context, *shape]}.
+          params: the model's.
+          batch: contexts a chunk.
+          wanted: columns of the model that are read together, from one forward pass.
+          devices: chunks go round them.
+          tee: what writes the rows.
+        """
+        super().__init__(place(path), manifest)
+        self.made = 0
+        self._contexts, self._batch, self._tee = contexts, batch, tee
+        self._forward, self._params = forward, dict.fromkeys(devices, params)
+        self._turn = itertools.cycle(self._params)
+        self._placed: set[jax.Device] = set()
+        self._wanted = tuple(wanted)
+        self._row_ends = np.cumsum(contexts.lengths)
+        last = np.minimum(np.arange(batch, len(contexts) + batch, batch), len(contexts)) - 1
+        self._ends = self._row_ends[last]
+        self._needed: set[bytes] | None = None
+        self._aside: tuple[Any, dict[str, np.ndarray]] = (None, {})
+        self._lock = threading.Lock()
+
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch."""
+        return int(self._ends[-1])
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk, at most."""
+        return int(np.diff(self._ends, prepend=0).max())
+
+    def chunks(self) -> np.ndarray:
+        """[chunks, 2] int64: row range [start, stop) of every chunk."""
+        return np.stack([np.append(0, self._ends[:-1]), self._ends], axis=1)
+
+    def read_ranges(
+        self,
+        name: str,
+        ranges: Sequence[tuple[int, int]],
+        out: np.ndarray,
+        checksums: bool = False,
+    ) -> int:
+        """Rows [start, stop) of each range one behind the other into `out`; returns their number.
+
+        Columns that are `wanted` together are made together: the others are kept until they are
+        asked for with the same ranges. Memory for that is a window of a lane, once for each.
+
+        Raises:
+          StoreError: NaN or infinity in the activations, or rows that the run does not need.
+          RuntimeError: the subject model failed; names the documents.
+        """
+        parts = list(self._parts(ranges))
+        rows = parts[-1].at + parts[-1].stop - parts[-1].start if parts else 0
+        if name in self._known(0):
+            for part in parts:
+                _copy(part, self._known(part.chunk)[name], out)
+            return rows
+        with self._lock:
+            ready = self._aside[1].pop(name, None) if self._aside[0] == list(ranges) else None
+            if ready is None:
+                self._make_all(name, list(ranges), parts, out, rows)
+            else:
+                out[:rows] = ready
+        return rows
+
+    def make(self, chunks: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Forward passes: (chunk, {column: [rows, *shape]}) for each of the chunks, in order.
+
+        Raises:
+          StoreError, RuntimeError: as `read_ranges`.
+        """
+        running = collections.deque()
+        for chunk in chunks:
+            device = next(self._turn)
+            running.append((chunk, self._failing(chunk, self._start, chunk, device)))
+            if len(running) > len(self._params):
+                yield self._finish(*running.popleft())
+        while running:
+            yield self._finish(*running.popleft())
+
+    def plan(self, stream: Any, steps: int, more: int = 0) -> None:
+        """Says what the run will read, so that nothing beyond it is made, and what `tee` writes.
+
+        Args:
+          stream: the open stream over these rows.
+          steps: of the run, from its beginning.
+          more: rows that are read in any case, for initial values.
+        """
+        trained = list(stream.windows(steps * stream.batch))
+        self._needed = {chunks.tobytes() for chunks in trained}
+        self._needed |= {chunks.tobytes() for chunks in stream.windows(min(more, stream.rows))}
+        if self._tee is not None:
+            self._tee.plan(np.concatenate(trained))
+
+    def finish(self) -> None:
+        """After the last step: what the tee lacks is made and written, and its store completed."""
+        if self._tee is not None:
+            self._tee.finish(self.make)
+
+    def close(self) -> None:
+        """Lets go of the tee's folder."""
+        if self._tee is not None:
+            self._tee.close()
+
+    def _parts(self, ranges: Sequence[tuple[int, int]]) -> Iterator[_Part]:
+        at = 0
+        for start, stop in ranges:
+            chunk = int(np.searchsorted(self._ends, start, side="right"))
+            while start < stop:
+                begin = int(self._ends[chunk - 1]) if chunk else 0
+                end = min(stop, int(self._ends[chunk]))
+                yield _Part(chunk, start - begin, end - begin, at)
+                at, start, chunk = at + end - start, end, chunk + 1
+
+    def _make_all(
+        self, name: str, ranges: list, parts: list[_Part], out: np.ndarray, rows: int
+    ) -> None:
+        """Makes a column into `out`, and those that are wanted with it aside."""
+        chunks = np.array([part.chunk for part in parts], np.int64)
+        if self._needed is not None and chunks.tobytes() not in self._needed:
+            raise StoreError("these rows lie beyond the end of the run and are not made")
+        others = set(self._wanted) - {name} if name in self._wanted else set()
+        columns = {n: self.columns[n] for n in others}
+        outs = {n: np.empty((rows, *c.shape), c.numpy_dtype) for n, c in columns.items()}
+        self._aside = (None, {})
+        for part, (chunk, made) in zip(parts, self.make(chunks.tolist())):
+            for one, target in ((name, out), *outs.items()):
+                _copy(part, made[one], target)
+            if self._tee is not None:
+                self._tee.add(chunk, made)
+        self._aside = (ranges, outs)
+
+    def _start(self, chunk: int, device: jax.Device) -> Mapping[str, jax.Array]:
+        """Starts the forward pass of a chunk; the last one is filled up with contexts of zeros."""
+        if device not in self._placed:
+            self._params[device] = jax.device_put(self._params[device], device)
+            self._placed.add(device)
+        tokens = self._contexts.tokens[slice(*self._span(chunk))]
+        tokens = np.pad(tokens, ((0, self._batch - len(tokens)), (0, 0)))
+        return self._forward(self._params[device], jax.device_put(tokens, device))
+
+    def _finish(self, chunk: int, acts: Mapping[str, jax.Array]) -> tuple[int, dict]:
+        """The rows of the positions that count, on the host."""
+        self.made += 1
+        acts = self._failing(chunk, lambda: {n: np.asarray(x) for n, x in acts.items()})
+        rows = rows_of(self._contexts, *self._span(chunk), acts)
+        for name in acts:
+            if not all_finite(rows[name]):
+                raise StoreError(
+                    f"{name} is NaN or infinite in {self._where(chunk)}; mend the subject model, "
+                    "or harvest into a store with harvest.non_finite='drop' and train on that"
+                )
+        return chunk, rows
+
+    def _known(self, chunk: int) -> dict[str, np.ndarray]:
+        """The columns of a chunk that need no model: tokens, documents, positions."""
+        return rows_of(self._contexts, *self._span(chunk), {})
+
+    def _span(self, chunk: int) -> tuple[int, int]:
+        """The contexts of a chunk: from which to before which."""
+        return chunk * self._batch, min((chunk + 1) * self._batch, len(self._contexts))
+
+    def _where(self, chunk: int) -> str:
+        documents = self._contexts.documents[slice(*self._span(chunk))]
+        return f"documents {documents.min()} to {documents.max()} of the training text"
+
+    def _failing(self, chunk: int, call: Callable, *args: Any) -> Any:
+        """What `call` returns; its error with the place in the text."""
+        try:
+            return call(*args)
+        except Exception as err:
+            raise RuntimeError(
+                f"the subject model failed at {self._where(chunk)} (chunk {chunk}): {err}"
+            ) from err
+
+
+def _copy(part: _Part, rows: np.ndarray, out: np.ndarray) -> None:
+    out[part.at : part.at + part.stop - part.start] = rows[part.start : part.stop]
