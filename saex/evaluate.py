@@ -32,7 +32,10 @@ def evaluate_run(workdir: str | pathlib.Path) -> dict[str, Any]:
             metrics.write_json(folder / "eval.json", result)
         return result
     config, folder, sae, params, heldout = _open_run(workdir)
-    if config.eval.controls:
+    kept = config.live.tee or not config.live.enabled
+    if config.eval.controls and not kept:
+        log.info("no controls: a live run keeps no training rows; with live.tee=True it does")
+    if config.eval.controls and kept:
         k = getattr(sae, "k", None)
         if k is None:  # as many numbers as the dictionary uses
             k = round(evals.Reconstruction(32_768).run(sae, params, heldout)["l0"])
