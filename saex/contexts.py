@@ -18,6 +18,8 @@ from saex.models.tokenizer import Bytes
 if TYPE_CHECKING:
     from saex.harvest import Harvest
 
+STRIDE = 64  # lengths that models see which are not compiled are multiples of it
+
 
 @dataclass(frozen=True)
 class Contexts:
@@ -52,6 +54,19 @@ def choose(model: Any, source: Any, split: str, cfg: Harvest, seed: int) -> Cont
         documents = source.documents(split)
         pieces = chunk(documents, tokenizer.encode, cfg.context, tokenizer.bos)
     return _choose(list(pieces), cfg.budget(split), seed)
+
+
+def tokens_of(contexts: Contexts, begin: int, end: int, batch: int, compiled: bool) -> np.ndarray:
+    """What a model reads: [batch, context] int32, filled up, so that nothing is compiled anew.
+
+    A model that is not compiled is spared contexts that are none, and most positions at which there
+    is padding only.
+    """
+    tokens = contexts.tokens[begin:end]
+    if not compiled:
+        longest = int(contexts.lengths[begin:end].max())
+        return tokens[:, : -(-longest // STRIDE) * STRIDE]
+    return np.pad(tokens, ((0, batch - len(tokens)), (0, 0)))
 
 
 def rows_of(

@@ -18,7 +18,7 @@ import numpy as np
 
 from saex import distributed
 from saex.calibration import with_scales
-from saex.contexts import Contexts, choose, is_compiled, make_forward, rows_of
+from saex.contexts import Contexts, choose, is_compiled, make_forward, rows_of, tokens_of
 from saex.data.exclude import NORM
 from saex.data.manifest import MANIFEST, Column, StoreError
 from saex.data.quantise import with_parts
@@ -28,8 +28,6 @@ from saex.data.store_merge import merge_parts
 from saex.data.store_writer import StoreWriter
 from saex.data.text import check_split
 from saex.registry import run_field
-
-STRIDE = 64  # lengths that models see which are not compiled are multiples of it
 
 log = logging.getLogger("saex")
 
@@ -306,23 +304,13 @@ class _Run:
         running = None
         for begin in range(start, stop, self.cfg.batch):
             end = min(begin + self.cfg.batch, stop)
-            ahead = (begin, end, self.forward(self.params, self._tokens(begin, end)))
+            tokens = tokens_of(self.contexts, begin, end, self.cfg.batch, self.compiled)
+            ahead = (begin, end, self.forward(self.params, tokens))
             if running:
                 yield running[1], rows_of(self.contexts, *running)
             running = ahead
         if running:
             yield running[1], rows_of(self.contexts, *running)
-
-    def _tokens(self, begin: int, end: int) -> np.ndarray:
-        """[batch, context] int32; the last batch is filled up, so that nothing is compiled anew.
-
-        A model that is not compiled is spared most positions at which there is padding only.
-        """
-        tokens = self.contexts.tokens[begin:end]
-        if not self.compiled:
-            longest = int(self.contexts.lengths[begin:end].max())
-            return tokens[:, : -(-longest // STRIDE) * STRIDE]
-        return np.pad(tokens, ((0, self.cfg.batch - len(tokens)), (0, 0)))
 
 
 def _check(model: Any, cfg: Harvest) -> None:

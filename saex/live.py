@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from saex.contexts import choose, make_forward
+from saex.contexts import choose, is_compiled, make_forward
 from saex.data.manifest import Manifest
 from saex.data.store_writer import StoreWriter
 from saex.harvest import Harvest, buffer_bytes, columns_of, describe, settle
@@ -35,8 +35,8 @@ class Live:
     """Whether rows are made while the run goes on, instead of being read from a store.
 
     The sections `harvest` (sites, rows of an epoch, context, batch, dtype) and `stream` hold as for
-    a store; a chunk is what one forward pass of `harvest.batch` contexts gives. Held-out rows are
-    harvested into a store in any case.
+    a store; a chunk is what one forward pass of `harvest.batch` contexts gives (int8 is for stores
+    only: these rows are float32 then). Held-out rows are harvested into a store in any case.
 
     Attributes:
       enabled: make them while the run goes on.
@@ -97,7 +97,8 @@ def open_rows(
     manifest = Manifest(columns, cfg.chunk_rows, {**meta, "kind": "live"}, complete=True)
     return LiveRows(
         path, manifest, contexts, make_forward(model, cfg), params, batch=cfg.batch,
-        wanted=tuple(sites), devices=_devices(live.devices, mesh), tee=tee,
+        compiled=is_compiled(model), wanted=tuple(sites),
+        devices=_devices(live.devices, mesh), tee=tee,
     )  # fmt: skip
 
 

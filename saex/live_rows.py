@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from saex.contexts import Contexts, rows_of
+from saex.contexts import Contexts, rows_of, tokens_of
 from saex.data.buffer import all_finite
 from saex.data.manifest import Manifest, StoreError
 from saex.data.store import Store
@@ -48,6 +48,7 @@ class LiveRows(Store):
         params: Any,
         *,
         batch: int,
+        compiled: bool = True,
         wanted: Sequence[str],
         devices: Sequence[jax.Device],
         tee: Tee | None = None,
@@ -61,6 +62,7 @@ class LiveRows(Store):
           forward: (params, tokens [batch, context]) -> {column: [batch, context, *shape]}.
           params: the model's.
           batch: contexts a chunk.
+          compiled: whether the model is a JAX program.
           wanted: columns of the model that are read together, from one forward pass.
           devices: chunks go round them.
           tee: what writes the rows.
@@ -68,6 +70,7 @@ class LiveRows(Store):
         super().__init__(place(path), manifest)
         self.made = 0
         self._contexts, self._batch, self._tee = contexts, batch, tee
+        self._compiled = compiled
         self._forward, self._params = forward, dict.fromkeys(devices, params)
         self._turn = itertools.cycle(self._params)
         self._placed: set[jax.Device] = set()
@@ -191,12 +194,12 @@ class LiveRows(Store):
         self._aside = (ranges, outs)
 
     def _start(self, chunk: int, device: jax.Device) -> Mapping[str, jax.Array]:
-        """Starts the forward pass of a chunk; the last one is filled up with contexts of zeros."""
+        """Starts the forward pass of a chunk."""
         if device not in self._placed:
             self._params[device] = jax.device_put(self._params[device], device)
             self._placed.add(device)
-        tokens = self._contexts.tokens[slice(*self._span(chunk))]
-        tokens = np.pad(tokens, ((0, self._batch - len(tokens)), (0, 0)))
+        span = self._span(chunk)
+        tokens = tokens_of(self._contexts, *span, self._batch, self._compiled)
         return self._forward(self._params[device], jax.device_put(tokens, device))
 
     def _finish(self, chunk: int, acts: Mapping[str, jax.Array]) -> tuple[int, dict]:
