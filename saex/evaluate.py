@@ -12,6 +12,7 @@ from saex import distributed, evals, metrics
 from saex.checkpoint import load_sae, read_meta
 from saex.config import Config, resolve, to_json
 from saex.data.split import open_split
+from saex.data.store_remote import RemotePath, place
 from saex.registry import ConfigError
 
 log = logging.getLogger("saex")
@@ -115,6 +116,6 @@ def site_rows(config: Config, store: Any) -> Any:
     return evals.Rows(store, config.site, *left_out, target=config.reads.get("y"))
 
 
-def store_folder(config: Config, folder: pathlib.Path) -> pathlib.Path:
-    """The folder of a run's train and heldout stores, or of the one that is split into them."""
-    return folder / "store" if config.store is None else pathlib.Path(config.store)
+def store_folder(config: Config, folder: pathlib.Path) -> pathlib.Path | RemotePath:
+    """Where a run's train and heldout stores are, or the one that is split into them."""
+    return folder / "store" if config.store is None else place(config.store)

@@ -20,6 +20,7 @@ from saex.checkpoint import versions
 from saex.config import Config, differences, run_hash, to_json
 from saex.data import joined
 from saex.data.split import open_split
+from saex.data.store_remote import absolute
 from saex.evaluate import evaluate_run, report_run, site_rows, store_folder
 from saex.harvest import harvest
 from saex.member import Member, members_of
@@ -62,7 +63,7 @@ def train(
       Preempted: SIGTERM; the state is saved. NotFinite: the run cannot go on.
     """
     if config.store is not None:  # a run may be looked at from another folder
-        config = dataclasses.replace(config, store=str(pathlib.Path(config.store).resolve()))
+        config = dataclasses.replace(config, store=absolute(config.store))
     folder = _claim(config, pathlib.Path(workdir), extend, allow_change)
     done, evaluation = folder / "DONE.json", folder / "eval.json"
     if done.exists() and json.loads(done.read_text()).get("steps") == config.n_steps:

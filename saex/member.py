@@ -13,6 +13,7 @@ import jax
 from saex import distributed, metrics
 from saex.checkpoint import Checkpointer
 from saex.config import Config, expand, run_hash, to_json
+from saex.data.store_remote import absolute
 from saex.evaluate import store_folder
 from saex.registry import ConfigError
 from saex.train.state import abstract_state, init_state
@@ -26,7 +27,7 @@ def members_of(config: Config, folder: pathlib.Path) -> list[Member]:
     configs = expand(config)
     if not config.members:
         return [Member(config, folder, "train")]
-    store = str(store_folder(config, folder).resolve())
+    store = absolute(store_folder(config, folder))
     configs = [dataclasses.replace(c, store=store) for c in configs]
     return [Member(c, folder / "members" / f"{i:02d}", f"{i:02d}") for i, c in enumerate(configs)]
 

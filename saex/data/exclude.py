@@ -4,6 +4,7 @@ resolved before the first step.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,7 +15,6 @@ import numpy as np
 from saex.data.manifest import STRING, StoreError
 from saex.data.split import Part
 from saex.data.store import Store
-from saex.data.strings import number_of
 
 POSITION, TOKENS = "position", "tokens"
 NORM = ".norm"  # SITE.norm is the column of the norms of column SITE
@@ -101,7 +101,8 @@ def _apply(
     info: dict[str, Any] = {"rows": store.rows}
     mask = None
     for name, values in rules.items():
-        left_out = _numbers(store, name, values)
+        left_out = numbers(store, name, values)
+        _check_known(store, name, values)
         column = store.read(name)
         keep = column != left_out[0] if len(left_out) == 1 else ~np.isin(column, left_out)
         mask, info[f"rows_excluded_by_{name}"] = _narrow(mask, keep)
@@ -109,8 +110,12 @@ def _apply(
     return mask, info
 
 
-def _numbers(store: Store | Part, name: str, values: Sequence[Any]) -> list[int]:
-    """The values of a rule as the numbers of its column."""
+def numbers(store: Store | Part, name: str, values: Sequence[Any]) -> list[int]:
+    """The values of a rule as the numbers of its column; -1 for a string that no row has.
+
+    Raises:
+      StoreError: no such column, or values that it cannot hold.
+    """
     if name not in store.columns:
         mend = f"leave {name!r} out of stream.exclude"
         if name in (POSITION, TOKENS):
@@ -130,8 +135,20 @@ def _numbers(store: Store | Part, name: str, values: Sequence[Any]) -> list[int]
         )
     if kind is int:
         return list(values)
-    where = f"column {name!r} of {store.path}"
-    return [number_of(v, store.strings(name), where) for v in values]
+    known = {string: i for i, string in enumerate(store.strings(name))}
+    return [known.get(v, -1) for v in values]
+
+
+def _check_known(store: Store | Part, name: str, values: Sequence[Any]) -> None:
+    """Refuses a rule that names a string which no row has: it is misspelt."""
+    column = store.columns.get(name)
+    strings = store.strings(name) if column is not None and column.dtype == STRING else ()
+    for value in (v for v in values if strings and v not in strings):
+        near = difflib.get_close_matches(str(value), strings[:10_000], n=3) or strings[:3]
+        raise StoreError(
+            f"rows are to be excluded by {name} {value!r}, but no row of {store.path} has it; "
+            f"there are {len(strings)} strings, among them {', '.join(map(ascii, near))}"
+        )
 
 
 def _within(

@@ -15,6 +15,7 @@ from saex.data.quantise import as_read
 from saex.data.ranges import row_range
 from saex.data.split import Part, open_split
 from saex.data.store import Store
+from saex.data.store_remote import is_remote
 from saex.data.strings import union
 
 # Weights as whole numbers, so that shares are exact at any step.
@@ -113,7 +114,8 @@ def open_mixed(file: Path, split: str) -> Mixed:
     """Opens one side of the stores that a JSON file names, to be mixed by weight.
 
     The file is `{"stores": [{"path": "web", "weight": 3}, {"path": "code", "weight": 1}]}`; a path
-    is whatever `open_split` takes except another such file, relative to the file's folder.
+    is whatever `open_split` takes except another such file, relative to the file's folder, or a
+    place on an object store.
 
     Raises:
       StoreError: the file is missing or says something else, or a store is damaged.
@@ -128,7 +130,7 @@ def open_mixed(file: Path, split: str) -> Mixed:
         ) from err
     sides = []
     for name, _ in named:
-        side = open_split(file.parent / name, split)
+        side = open_split(name if is_remote(name) else file.parent / name, split)
         if isinstance(side, Mixed):
             raise StoreError(f"{file} names {name}: a mixture in a mixture; name its stores")
         sides.append(side)

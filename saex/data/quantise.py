@@ -100,7 +100,7 @@ def encode(name: str, column: Column, values: np.ndarray) -> tuple[dict[str, np.
         clipped += int((np.abs(steps) > _LARGEST).sum())
         steps = np.clip(steps, -_LARGEST, _LARGEST)
         np.copyto(codes[at : at + _BLOCK], steps, casting="unsafe")
-    found = {name + CODES: codes}
+    found: dict[str, np.ndarray] = {name + CODES: codes}
     if column.outliers:
         found[name + OUTLIERS] = values[..., outliers].astype(ml_dtypes.bfloat16)
     return found, clipped

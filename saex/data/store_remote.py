@@ -27,6 +27,11 @@ def is_remote(path: str | os.PathLike) -> bool:
     return urlsplit(os.fspath(path)).scheme in SCHEMES
 
 
+def absolute(path: str | os.PathLike) -> str:
+    """The same place from whatever folder it is looked at."""
+    return os.fspath(path) if is_remote(path) else str(Path(path).resolve())
+
+
 @dataclass(frozen=True)
 class RemotePath:
     """A name on an object store, with as much of `pathlib.Path` as a reader of stores needs."""

@@ -7,7 +7,6 @@ become one; who reads several segments takes the list of all their strings.
 from __future__ import annotations
 
 import bisect
-import difflib
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -80,23 +79,6 @@ def places(strings: Sequence[str], whole: Sequence[str]) -> np.ndarray | None:
     if list(strings) == list(whole[: len(strings)]):
         return None
     return np.array([bisect.bisect_left(whole, s) for s in strings], np.int32)
-
-
-def number_of(value: str, strings: Sequence[str], where: str) -> int:
-    """The number of a string.
-
-    Raises:
-      StoreError: there is no such string; the closest are named.
-    """
-    at = bisect.bisect_left(strings, value)
-    if at < len(strings) and strings[at] == value:
-        return at
-    near = difflib.get_close_matches(value, strings[:10_000], n=3, cutoff=0.5)
-    named = near or list(strings[:3])
-    raise StoreError(
-        f"{where} has no string {value!r}; among its {len(strings)} are "
-        f"{', '.join(map(ascii, named))}"
-    )
 
 
 def _listed(name: str, values: Any) -> list[Any]:

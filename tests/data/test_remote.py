@@ -1,19 +1,27 @@
 """Stores on an S3 server that the test starts on loopback; needs `pip install moto[server]`."""
 
+import collections
+import http.server
 import importlib.util
+import json
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
 import numpy as np
 import pytest
 
-from saex.data import Column, Store, StoreError, StoreWriter
+from saex import loop
+from saex.data import Column, Store, StoreError, StoreWriter, store_remote
+from saex.data.split import open_split
 from saex.data.store_copy import copy_store
 from saex.data.store_remote import RemotePath, is_remote
 from saex.data.stream import Stream
+from tests import runs
 
 needs_server = pytest.mark.skipif(
     importlib.util.find_spec("moto") is None, reason="needs an S3 server: pip install 'saex[s3]'"
@@ -92,7 +100,121 @@ def test_a_store_on_s3_is_the_store_it_was_copied_from(bucket, tmp_path):
         Store.open(f"{bucket}/nothing")
 
 
+@needs_server
+def test_a_run_trains_on_a_store_that_lies_on_s3(bucket, tmp_path):
+    columns = {"x": Column((16,)), "document": Column((), "int32")}
+    rng = np.random.default_rng(0)
+    with StoreWriter(tmp_path / "local", columns, chunk_rows=512) as writer:
+        writer.append({"x": rng.standard_normal((3000, 16)), "document": np.arange(3000) // 10})
+        writer.finish()
+    copy_store(tmp_path / "local", f"{bucket}/rows")
+    changes = {"site": "x", "subject": None, "stream__batch": 64}
+    results = []
+    for store in (f"{bucket}/rows", str(tmp_path / "local")):
+        workdir = tmp_path / f"run{len(results)}"
+        results.append(loop.train(runs.config(tmp_path, store=store, **changes), workdir))
+        written = json.loads((workdir / "config.json").read_text())
+        assert written["config"]["store"] == store
+    assert results[0] == results[1] and results[0]["fvu"] > 0
+    mix = {"stores": [{"path": f"{bucket}/rows", "weight": 1}, {"path": "local", "weight": 1}]}
+    (tmp_path / "mix.json").write_text(json.dumps(mix))
+    sides = open_split(tmp_path / "mix.json", "train").stores
+    assert sides[0].digest == sides[1].digest
+
+
+class Files(http.server.BaseHTTPRequestHandler):
+    """S3 as far as reading goes: objects are files; so many requests for each fail first."""
+
+    root, failures, status, seen = None, 0, 503, collections.Counter()
+
+    def do_GET(self):
+        self.seen[self.path] += 1
+        file = self.root / self.path.removeprefix("/bucket/")
+        if self.seen[self.path] <= self.failures:
+            return self._answer(self.status, b"<Error><Code>SlowDown</Code></Error>")
+        if not file.is_file():
+            return self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        data = file.read_bytes()
+        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        if asked:
+            first = int(asked[1]) if asked[1] else len(data) - int(asked[2])
+            last = int(asked[2]) if asked[1] and asked[2] else len(data) - 1
+            span = f"bytes {first}-{last}/{len(data)}"
+            return self._answer(206, data[first : last + 1], span)
+        self._answer(200, data)
+
+    do_HEAD = do_GET
+
+    def _answer(self, status, body, span=None):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"1"')
+        if span:
+            self.send_header("Content-Range", span)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def flaky(monkeypatch, tmp_path):
+    """A server of our own whose failures a test decides; pauses between attempts are short."""
+    handler = type("Handler", (Files,), {"root": tmp_path, "seen": collections.Counter()})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setattr(store_remote, "_RETRIES", RETRIES)
+    yield handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+RETRIES = {"max_retries": 4, "initial_delay": "10ms", "max_delay": "50ms"}
+
+
+def test_requests_that_fail_are_tried_again(flaky, tmp_path):
+    local = write(tmp_path / "one")
+    flaky.failures = 2
+    store = Store.open("s3://bucket/one")
+    assert store.digest == local.digest
+    assert store.read("x").tobytes() == local.read("x").tobytes()
+    store.verify()
+    assert flaky.seen["/bucket/one/manifest.json"] == 3
+
+
+def test_a_server_that_keeps_failing_is_an_error_after_some_attempts(flaky, tmp_path):
+    write(tmp_path / "one")
+    flaky.failures = 10**9
+    with pytest.raises(StoreError, match=r"s3://bucket/one/manifest.json cannot be read: .*503"):
+        Store.open("s3://bucket/one")
+    assert flaky.seen["/bucket/one/manifest.json"] == RETRIES["max_retries"] + 1
+    flaky.failures = 0
+    store = Store.open("s3://bucket/one")
+    batches = Stream(batch=32, threads=0).open(store, ["x"], 0)
+    batches.batch_at(0)
+    flaky.failures = 10**9  # in the middle of a job
+    with pytest.raises(StoreError, match=r"one/segment-.*/x/c/0/0: .*503"):
+        for step in range(1, 40):
+            batches.batch_at(step)
+    batches.close()
+
+
+def test_a_server_that_forbids_is_an_error_that_says_so(flaky, tmp_path):
+    write(tmp_path / "one")
+    flaky.failures, flaky.status = 10**9, 403
+    with pytest.raises(StoreError, match=r"cannot be read: .*403"):
+        Store.open("s3://bucket/one")
+
+
 def test_a_server_that_does_not_answer_is_an_error_that_names_it(monkeypatch):
+    monkeypatch.setattr(store_remote, "_RETRIES", RETRIES)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")

@@ -91,7 +91,7 @@ def test_rules_name_strings(tmp_path):
     assert {store.strings("label")[i] for i in found["label"]} == {"cat"}
     assert batches.info["rows_excluded_by_label"] == 200
     batches.close()
-    with pytest.raises(StoreError, match=r"no string 'dig'; among its 3 are 'dog'"):
+    with pytest.raises(StoreError, match=r"by label 'dig', but no row .* among them 'dog'"):
         Stream(batch=16, exclude={"label": ("dig",)}).open(store, ["n"], 0)
     with pytest.raises(StoreError, match="or strings of a column of strings"):
         Stream(batch=16, exclude={"label": (1,)}).open(store, ["n"], 0)
