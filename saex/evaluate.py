@@ -113,7 +113,8 @@ def site_rows(config: Config, store: Any) -> Any:
     """A store's rows as this configuration counts them."""
     skip = config.stream
     left_out = skip.exclude_positions, skip.exclude_tokens
-    return evals.Rows(store, config.site, *left_out, target=config.reads.get("y"))
+    target = config.reads.get("y")
+    return evals.Rows(store, config.site, *left_out, target=target, skip=skip.exclude)
 
 
 def store_folder(config: Config, folder: pathlib.Path) -> pathlib.Path | RemotePath:

@@ -107,6 +107,8 @@ class CrossEntropy:
             lengths = np.pad(texts.lengths[part], (0, missing))
             real = np.arange(tokens.shape[1])[None] < lengths[:, None]
             seen = real & _seen(tokens, heldout.rows)
+            if texts.seen is not None:
+                seen &= np.pad(texts.seen[part], ((0, missing), (0, 0)))
             yield tokens, seen, seen[:, :-1] & real[:, 1:]
 
 

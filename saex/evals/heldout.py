@@ -19,21 +19,26 @@ class Contexts:
     """Texts cut to the model's context length.
 
     tokens: int32 [contexts, t], 0 beyond a context's length. lengths: int64 [contexts], tokens
-    that count.
+    that count. seen: bool [contexts, t], those that the dictionary sees; None: all.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
+    seen: np.ndarray | None = None
 
     @classmethod
-    def of(cls, store: Any) -> "Contexts":
-        """The contexts that a store's rows come from, by its columns tokens and position."""
-        starts = context_starts(store)
-        lengths = np.diff(starts)
-        ids = store.read("tokens", 0, int(starts[-1]))
+    def of(cls, rows: Rows) -> "Contexts":
+        """The contexts that rows of a store come from, by its columns tokens and position."""
+        starts = context_starts(rows.store)
+        lengths, end = np.diff(starts), int(starts[-1])
         tokens = np.zeros((len(lengths), lengths.max(initial=0)), np.int32)
-        tokens[np.arange(tokens.shape[1])[None] < lengths[:, None]] = ids
-        return cls(tokens, lengths)
+        real = np.arange(tokens.shape[1])[None] < lengths[:, None]
+        tokens[real] = rows.store.read("tokens", 0, end)
+        if not rows.skip:
+            return cls(tokens, lengths)
+        seen = np.zeros(tokens.shape, bool)
+        seen[real] = rows.counts(0, end)
+        return cls(tokens, lengths, seen)
 
 
 def context_starts(store: Any) -> np.ndarray:
@@ -81,7 +86,7 @@ class HeldOut:
         """``contexts``, or those of the rows' store; None where it has no tokens."""
         store = self.rows.store
         if self.contexts is None and {"tokens", "position"} <= set(store.columns):
-            return Contexts.of(store)
+            return Contexts.of(self.rows)
         return self.contexts
 
     @functools.cached_property
@@ -93,8 +98,8 @@ class HeldOut:
             count += int(block.kept.sum())
         if count == 0:
             raise ValueError(
-                f"no held-out row is left without positions {self.rows.skip_positions} and tokens "
-                f"{self.rows.skip_tokens}: skip less"
+                f"no held-out row is left without positions {self.rows.skip_positions}, tokens "
+                f"{self.rows.skip_tokens} and {dict(self.rows.skip)}: skip less"
             )
         return np.asarray(total / count)
 
@@ -105,6 +110,7 @@ class HeldOut:
             for what, skipped in (
                 ("position", self.rows.skip_positions),
                 ("token id", self.rows.skip_tokens),
+                *self.rows.skip.items(),
             )
             if skipped
         ]

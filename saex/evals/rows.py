@@ -1,12 +1,13 @@
 """Rows of a store as evaluations read them: fixed-size blocks, spread evenly, with their masks."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from saex.data import joined
+from saex.data.exclude import numbers
 
 
 class Block(NamedTuple):
@@ -37,6 +38,7 @@ class Rows:
       batch: rows a block; shapes are fixed, so that one program serves all. A multiple of the
         number of devices that share the rows. Small blocks stay in a CPU's cache.
       target: the column that is to be predicted from the site (of a transcoder); None: the site.
+      skip: other columns of numbers or strings -> values by which rows are left out.
     """
 
     store: Any
@@ -45,6 +47,7 @@ class Rows:
     skip_tokens: tuple[int, ...] = ()
     batch: int = 1024
     target: str | None = None
+    skip: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in (self.site, self.predicted):
@@ -85,10 +88,19 @@ class Rows:
         kept = np.arange(self.batch) < stop - start
         kept &= keep(tokens, self.skip_tokens, self.batch)
         kept &= keep(positions, self.skip_positions, self.batch)
+        kept &= _filled(self.counts(start, stop), self.batch)
         x = y = _filled(self.read(start, stop), self.batch)
         if self.target is not None:
             y = _filled(joined.read(self.store, self.target, start, stop), self.batch)
         return Block(x, y, tokens, positions, kept, start)
+
+    def counts(self, start: int, stop: int) -> np.ndarray:
+        """Bool [stop - start]: which rows ``skip`` leaves in."""
+        out = np.ones(stop - start, bool)
+        for name, values in self.skip.items():
+            left_out = tuple(numbers(self.store, name, values))
+            out &= keep(self.store.read(name, start, stop), left_out, stop - start)
+        return out
 
     def _column(self, name: str, start: int, stop: int) -> np.ndarray | None:
         if name not in self.store.columns:

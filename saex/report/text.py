@@ -17,6 +17,7 @@ class Text:
         stop = min(store.rows, MOST)
         names = [n for n in ("document", "position", "tokens") if n in store.columns]
         self.columns = {n: store.read(n, 0, stop).astype(np.int32) for n in names}
+        self.others = rows.counts(0, stop) if rows.skip else None
         self.starts = context_starts(store) if "position" in names else None
         self.readable = self.starts is not None and "tokens" in names
 
@@ -42,7 +43,8 @@ class Text:
     def counts(self, at: np.ndarray) -> np.ndarray:
         """Bool: which of these rows are not left out."""
         position = keep(self.at("position", at), self.rows.skip_positions, len(at))
-        return position & keep(self.at("tokens", at), self.rows.skip_tokens, len(at))
+        others = self.others[at] if self.others is not None else True
+        return position & keep(self.at("tokens", at), self.rows.skip_tokens, len(at)) & others
 
     def place(self, row: int) -> str:
         """Where a row comes from, in words."""

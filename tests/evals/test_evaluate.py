@@ -63,8 +63,21 @@ def test_the_table_of_evaluations_has_frozen_dataclasses():
 
 
 def test_contexts_are_rebuilt_from_the_store(lm):
-    texts = Contexts.of(lm.rows.store)
+    texts = Contexts.of(lm.rows)
     real = np.arange(12)[None] < lm.contexts.lengths[:, None]
     np.testing.assert_array_equal(texts.lengths, lm.contexts.lengths)
     np.testing.assert_array_equal(texts.tokens, np.where(real, lm.contexts.tokens, 0))
     assert dataclasses.replace(lm, contexts=None).text.tokens.shape == (21, 12)
+
+
+def test_rows_are_left_out_by_any_column(lm):
+    """As by position, and in cross-entropy too, where the model then keeps its own activations."""
+    held = dataclasses.replace(lm, contexts=None)
+    params = params_of(sae := TopK(16, 64, 4), lm)
+    one = dataclasses.replace(held, rows=dataclasses.replace(lm.rows, skip_positions=(0, 2)))
+    other = dataclasses.replace(held, rows=dataclasses.replace(lm.rows, skip={"position": (0, 2)}))
+    assert evaluate(sae, params, one) == evaluate(sae, params, other) != evaluate(sae, params, held)
+    assert "position 0, 2" in other.notes()[0]
+    with pytest.raises(ValueError, match="no column 'role'"):
+        evaluate(sae, params, dataclasses.replace(
+            held, rows=dataclasses.replace(lm.rows, skip={"role": (1,)})))  # fmt: skip
