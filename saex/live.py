@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -102,7 +103,7 @@ def open_rows(
     )  # fmt: skip
 
 
-def open_stream(config: Any, store: Any, mesh: Any, sample: int) -> Any:
+def open_stream(config: Any, store: Any, mesh: Any, sample: int, cache: Path | None = None) -> Any:
     """The stream of a run over its store; of a live source, which then knows what is needed.
 
     Args:
@@ -110,11 +111,12 @@ def open_stream(config: Any, store: Any, mesh: Any, sample: int) -> Any:
       store: what holds or makes the rows.
       mesh: the run's.
       sample: rows that initial values are taken from.
+      cache: as `Stream.open`.
 
     Raises:
       StoreError: as `Stream.open`; the tee's folder holds another store.
     """
-    stream = config.stream.open(store, config.reads, config.order_seed, mesh)
+    stream = config.stream.open(store, config.reads, config.order_seed, mesh, cache=cache)
     if isinstance(store, LiveRows):
         store.plan(stream, config.n_steps, sample)
         epochs = config.n_steps * stream.batch / stream.rows

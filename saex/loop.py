@@ -99,7 +99,7 @@ def _fit(
     """Update until the budget is spent and the last states are saved."""
     steps = config.n_steps
     with jax.set_mesh(mesh), contextlib.ExitStack() as closing:
-        stream = live.open_stream(config, store, mesh, SAMPLE_ROWS)
+        stream = live.open_stream(config, store, mesh, SAMPLE_ROWS, folder / "rows")
         closing.callback(stream.close)
         log.info("stream: %s", stream.info)
         members = members_of(config, folder)

@@ -89,6 +89,11 @@ def resolve(
     mask, info = _apply(store, {k: v for k, v in rules.items() if v})
     for site in sites if max_norm else ():
         mask = _within(store, site, max_norm, mask, info)
+    return kept_rows(chunks, mask, info)
+
+
+def kept_rows(chunks: np.ndarray, mask: np.ndarray | None, info: Mapping[str, Any]) -> Kept:
+    """What is kept by a mask [rows], with the counts of the chunks [chunks, 2]."""
     counts = chunks[:, 1] - chunks[:, 0]
     if mask is not None and len(chunks):
         counts = np.add.reduceat(mask, chunks[:, 0], dtype=np.int64)

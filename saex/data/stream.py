@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,13 +14,16 @@ from jax.sharding import NamedSharding
 
 from saex.data import joined
 from saex.data.exclude import DEFAULT_POSITIONS, Kept, resolve
+from saex.data.kept_cache import resolve_once
 from saex.data.lanes import Lanes, parts_of
 from saex.data.lease import Lease
 from saex.data.manifest import Column, StoreError
 from saex.data.mixed import Mixed
 from saex.data.mixing import expected_distinct
+from saex.data.resident import Resident, check_resident
 from saex.data.split import DOCUMENT, Part
 from saex.data.store import Store
+from saex.data.windows import Windows
 from saex.registry import run_field
 from saex.sharding import DATA
 
@@ -49,6 +54,9 @@ class Stream:
         that a harvest writes.
       threads: threads that make batches; 0 makes each one when it is asked for.
       prefetch: batches made ahead.
+      on_device: whether windows lie on the devices that train, and batches are picked there: for
+        accelerators with memory for two windows, where the host is slow to shuffle. The batches
+        are the same. One process, one store, no int8.
       checksums: whether the CRC of every chunk is checked as it is read. Off, `saex store verify`
         looks for altered bytes; files that are gone, cut short or changed under the run are
         refused either way.
@@ -63,6 +71,7 @@ class Stream:
     max_norm: float = 0.0
     threads: int = run_field(1)
     prefetch: int = run_field(4)
+    on_device: bool = run_field(False)
     checksums: bool = run_field(False)
 
     def __post_init__(self) -> None:
@@ -86,6 +95,7 @@ class Stream:
         seed: int,
         mesh: Any = None,
         dtype: str | None = None,
+        cache: Path | None = None,
     ) -> Batches:
         """Opens the stream of some columns of a store.
 
@@ -97,6 +107,7 @@ class Stream:
           seed: the order's, any integer from 0.
           mesh: batches are sharded over its data axis; None: arrays on the default device.
           dtype: what floating-point columns are cast to; None: as they are stored.
+          cache: folder in which it is remembered which rows the rules leave in.
 
         Raises:
           StoreError: the store is not complete, lacks a column, or holds too few rows.
@@ -108,7 +119,7 @@ class Stream:
         _check_lanes(self.lanes, jax.process_count())
         if seed < 0:
             raise ValueError(f"seed={seed}: a seed is a whole number from 0")
-        return Batches(self, store, names, seed, mesh, dtype)
+        return Batches(self, store, names, seed, mesh, dtype, cache)
 
 
 class Batches:
@@ -132,18 +143,20 @@ class Batches:
         seed: int,
         mesh: Any,
         dtype: str | None,
+        cache: Path | None = None,
     ):
         self.batch = config.batch
         self._config, self._names, self._store, self._seed = config, names, store, seed
         self._columns = {name: joined.column(store, stored) for name, stored in names.items()}
         self._stored = {part: store.column(part) for part in _parts(names)}
         self._dtypes = {n: _dtype(c, dtype) for n, c in self._columns.items()}
-        self._kept = [self._resolve(one) for one in parts_of(store)[0]]
+        self._kept = [self._resolve(one, cache) for one in parts_of(store)[0]]
         self.rows = sum(int(kept.counts.sum()) for kept in self._kept)
         _check_rows(store, self.rows, config.batch)
         self._lanes = self._open_lanes(sorted(self._stored))
         self._lease = Lease()
         self._sharding = None if mesh is None else NamedSharding(mesh, jax.P(DATA))
+        self._resident = self._open_resident() if config.on_device else None
         self.steps_per_epoch = self.rows / self.batch
         self.info = {
             **self._counts(),
@@ -176,18 +189,31 @@ class Batches:
             "documents_per_random_batch": expected_distinct(documents, self.batch),
         }
 
-    def _resolve(self, store: Store | Part) -> Kept:
+    def _resolve(self, store: Store | Part, cache: Path | None) -> Kept:
         config = self._config
-        sites = sorted(name for name, column in self._stored.items() if column.shape)
-        rules = config.exclude_positions, config.exclude_tokens, config.max_norm
-        return resolve(store, *rules, sites, config.exclude)
+        rules = {
+            "positions": config.exclude_positions,
+            "tokens": config.exclude_tokens,
+            "max_norm": config.max_norm,
+            "sites": sorted(name for name, column in self._stored.items() if column.shape),
+            "values": config.exclude,
+        }
+        return resolve_once(cache, store, rules, lambda: resolve(store, **rules))
 
-    def _open_lanes(self, columns: list[str]) -> Lanes:
+    def _open_lanes(self, columns: list[str], make: Callable[..., Windows] = Windows) -> Lanes:
         config = self._config
         return Lanes(
             self._store, self._kept, columns, batch=config.batch, lanes=config.lanes,
-            window=config.window, seed=self._seed, checksums=config.checksums,
+            window=config.window, seed=self._seed, checksums=config.checksums, make=make,
         )  # fmt: skip
+
+    def _open_resident(self) -> Resident:
+        check_resident(self._stored, len(self._kept))
+        open_lanes = functools.partial(self._open_lanes, sorted(self._stored))
+        config = self._config
+        return Resident(
+            open_lanes, self._names, self._dtypes, config.batch, config.lanes, self._sharding
+        )
 
     def _counts(self) -> dict[str, Any]:
         """What is kept; of several stores the numbers of each, and their shares of a batch."""
@@ -203,6 +229,8 @@ class Batches:
         Raises:
           StoreError: the store is damaged; names the file.
         """
+        if self._resident is not None:
+            return self._resident.batch_at(step)
         start = step * self.batch
         if self._sharding is None:
             rows = self.gather(start, start + self.batch)
@@ -251,11 +279,17 @@ class Batches:
 
     def sample(self, rows: int) -> dict[str, np.ndarray]:
         """The first rows of the stream, for what is initialised from data; at most an epoch."""
-        return self.gather(0, min(rows, self.rows))
+        rows = min(rows, self.rows)
+        if self._resident is None:
+            return self.gather(0, rows)
+        parts = [jax.device_get(self.batch_at(i)) for i in range(-(-rows // self.batch))]
+        return {n: np.concatenate([p[n] for p in parts])[:rows] for n in self._names}
 
     def close(self) -> None:
         """Stops reading ahead and frees the windows. Batches handed out stay good."""
         self._lanes.close()
+        if self._resident is not None:
+            self._resident.close()
 
     def _parts(self) -> set[tuple[int, int]]:
         """The row ranges of a batch that this process's devices hold."""

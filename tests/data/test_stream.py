@@ -1,5 +1,6 @@
 """The stream: the right rows in the right order on the right devices, from any step."""
 
+import dataclasses
 import gc
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -192,6 +193,40 @@ def test_rows_are_left_out_by_any_column_of_numbers(store, opened):
     ):
         with pytest.raises(StoreError, match=match):
             opened(Stream(batch=64, exclude=rule), store)
+
+
+def test_what_the_rules_leave_in_is_remembered_by_their_hash(store, opened, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(stream, "resolve", lambda *a, **k: made.append(k) or resolve(*a, **k))
+    config = Stream(batch=64, exclude_tokens=(3,), exclude={"row": (5,)})
+
+    def rows(config, source=store):
+        batches = opened(config, source, columns=["row"], cache=tmp_path / "rows")
+        return batches.gather(0, 320)["row"].tolist(), batches.info
+
+    first = rows(config)
+    files = list((tmp_path / "rows").iterdir())
+    assert len(made) == len(files) == 1 and files[0].suffix == ".npz"
+    assert rows(config) == first and len(made) == 1
+    assert (
+        rows(dataclasses.replace(config, batch=32, threads=0))[1]["rows_kept"]
+        == (first[1]["rows_kept"])
+    )
+    assert len(made) == 1  # how they become batches is no rule
+    for i, other in enumerate(({"exclude_tokens": (4,)}, {"exclude": {"row": (6,)}}), 2):
+        assert rows(dataclasses.replace(config, **other)) != first and len(made) == i
+    assert rows(config, write(tmp_path / "other", 900))[1]["rows"] == 900 and len(made) == 4
+    data = files[0].read_bytes()
+    for torn in (b"", data[: len(data) // 2], data.replace(b"rows_kept", b"rows_kepu")):
+        files[0].write_bytes(torn)
+        made.clear()
+        assert rows(config) == first and len(made) == 1
+    assert files[0].read_bytes() != torn
+    for file in (tmp_path / "rows").iterdir():
+        file.unlink()
+    (tmp_path / "rows").rmdir()
+    (tmp_path / "rows").write_text("a file where the folder should be")
+    assert rows(config) == first
 
 
 def test_position_0_is_left_out_by_default(store, opened, tmp_path):
