@@ -51,7 +51,7 @@ def get_config(arg: str = "topk") -> ConfigDict:
                 "name": "pocket-lm",
                 "matmul": "bfloat16",  # inputs of its matmuls; or "float32"
             },
-            "text": {  # what it reads: a row of saex.data.SOURCES (stdlib, files, table)
+            "text": {  # what it reads: a row of saex.data.SOURCES (stdlib, files, table, chat)
                 "name": "stdlib",
                 "path": "",  # another standard library's folder; "": the running Python's own
             },
