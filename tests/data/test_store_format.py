@@ -6,7 +6,7 @@ import json
 import ml_dtypes
 import numpy as np
 
-from saex.data import Column, Store, StoreWriter
+from saex.data import Column, Store, StoreWriter, calibrate
 
 
 def crc32c_bitwise(data: bytes) -> int:
@@ -23,65 +23,135 @@ def canonical_sha256(value) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def read_column(path, name):
-    """All rows of a column; bfloat16 as uint16 bits. Checks all that the page says can be."""
+def open_manifest(path):
     manifest = json.loads((path / "manifest.json").read_text("utf-8"))
-    assert manifest["format"] == "saex-store" and manifest["version"] == 1
+    assert manifest["format"] == "saex-store" and manifest["version"] in (1, 2)
     checksum = manifest.pop("checksum")
     assert canonical_sha256(manifest) == checksum
-    shape, dtype = manifest["columns"][name]["shape"], manifest["columns"][name]["dtype"]
-    dtype = {"bfloat16": "<u2", "float32": "<f4", "int32": "<i4", "int8": "<i1"}[dtype]
-    chunk_rows, parts = manifest["chunk_rows"], []
+    return manifest
+
+
+DTYPES = {"bfloat16": "<u2", "float32": "<f4", "int32": "<i4", "int8": "<i1", "string": "<i4"}
+
+
+def checked(path, segment, file):
+    data = (path / segment["path"] / file).read_bytes()
+    assert len(data) == segment["files"][file]["bytes"]
+    assert hashlib.sha256(data).hexdigest() == segment["files"][file]["sha256"]
+    return data
+
+
+def read_shard(path, segment, name, shape, dtype, chunk_rows):
+    """Rows of a stored column in one segment; bfloat16 as uint16 bits."""
+    data = checked(path, segment, name + "/c/0" + "/0" * len(shape))
     row_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    for segment in manifest["segments"]:
-        file = name + "/c/0" + "/0" * len(shape)
-        data = (path / segment["path"] / file).read_bytes()
-        assert len(data) == segment["files"][file]["bytes"]
-        assert hashlib.sha256(data).hexdigest() == segment["files"][file]["sha256"]
-        chunks = -(-segment["rows"] // chunk_rows)
-        index, crc = data[-16 * chunks - 4 : -4], data[-4:]
-        assert crc32c_bitwise(index) == int.from_bytes(crc, "little")
-        rows = []
-        for offset, size in np.frombuffer(index, "<u8").reshape(chunks, 2).tolist():
-            chunk = data[offset : offset + size]
-            assert size == chunk_rows * row_bytes + 4
-            assert crc32c_bitwise(chunk[:-4]) == int.from_bytes(chunk[-4:], "little")
-            rows.append(np.frombuffer(chunk[:-4], dtype).reshape(chunk_rows, *shape))
-        parts.append(np.concatenate(rows)[: segment["rows"]])
-    return np.concatenate(parts), manifest
+    chunks = -(-segment["rows"] // chunk_rows)
+    assert len(data) == chunks * (chunk_rows * row_bytes + 4) + 16 * chunks + 4
+    index, crc = data[-16 * chunks - 4 : -4], data[-4:]
+    assert crc32c_bitwise(index) == int.from_bytes(crc, "little")
+    rows = []
+    for offset, size in np.frombuffer(index, "<u8").reshape(chunks, 2).tolist():
+        chunk = data[offset : offset + size]
+        assert size == chunk_rows * row_bytes + 4
+        assert crc32c_bitwise(chunk[:-4]) == int.from_bytes(chunk[-4:], "little")
+        rows.append(np.frombuffer(chunk[:-4], dtype).reshape(chunk_rows, *shape))
+    return np.concatenate(rows)[: segment["rows"]]
+
+
+def read_column(path, name):
+    """All rows: numbers, float32 for bfloat16 and for int8 with scales, a list of strings."""
+    manifest = open_manifest(path)
+    column = manifest["columns"][name]
+    if "scales" in column:
+        x = read_column(path, name + ".codes").astype("f4") * np.array(column["scales"], "f4")
+        if column["outliers"]:
+            x[..., column["outliers"]] = read_column(path, name + ".outliers")
+        return x
+    args = column["shape"], DTYPES[column["dtype"]], manifest["chunk_rows"]
+    parts = [(s, read_shard(path, s, name, *args)) for s in manifest["segments"]]
+    if column["dtype"] == "string":
+        lists = [(json.loads(checked(path, s, f"{name}/strings.json")), rows) for s, rows in parts]
+        return [strings[i] for strings, rows in lists for i in rows]
+    rows = np.concatenate([rows for _, rows in parts])
+    if column["dtype"] == "bfloat16":
+        return (rows.astype(np.uint32) << 16).view(np.float32)
+    return rows
 
 
 def test_the_page_is_enough_to_read_a_store(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((300, 7)).astype(ml_dtypes.bfloat16)
     y = rng.standard_normal((300, 2, 3)).astype(np.float32)
+    z = y * [1.0, 10.0, 100.0]
+    z[::20, 0, 1] *= 500
+    label = [["", "ünïcode", "\U0001f9ea", "a\x00"][i % (1 + i // 100)] for i in range(300)]
     columns = {
         "x": Column((7,)),
         "y": Column((2, 3), "float32"),
+        "z": calibrate(z, max_outliers=1),
         "n": Column((), "int32"),
         "q": Column((4,), "int8"),
+        "label": Column((), "string"),
     }
     q, n = rng.integers(-128, 128, (300, 4), np.int8), np.arange(300, dtype=np.int32)
+    values = {"x": x, "y": y, "z": z, "n": n, "q": q}
     with StoreWriter(tmp_path, columns, {"who": "ünicode", "lr": 1e-05}, chunk_rows=32) as writer:
         for part in (slice(0, 100), slice(100, 101), slice(101, 300)):
-            writer.append({"x": x[part], "y": y[part], "n": n[part], "q": q[part]})
+            given = {name: array[part] for name, array in values.items()}
+            writer.append({**given, "label": label[part]})
             writer.commit({"next": part.stop})
         writer.finish()
-    assert (read_column(tmp_path, "x")[0] == x.view(np.uint16)).all()
-    for name, values in (("y", y), ("n", n), ("q", q)):
-        assert (read_column(tmp_path, name)[0] == values).all()
-    manifest = read_column(tmp_path, "n")[1]
-    shards = [
-        {
-            "rows": s["rows"],
-            **{
-                c: s["files"][f"{c}/c/0" + "/0" * len(manifest["columns"][c]["shape"])]["sha256"]
-                for c in manifest["columns"]
-            },
-        }
-        for s in manifest["segments"]
-    ]
+    store, manifest = Store.open(tmp_path), open_manifest(tmp_path)
+    for name, array in values.items():
+        found = read_column(tmp_path, name)
+        assert name == "z" or (found == array.astype(found.dtype)).all()
+        assert (found == store.read(name).astype(found.dtype)).all()
+    assert read_column(tmp_path, "label") == label
+    z_column = manifest["columns"]["z"]
+    assert z_column["outliers"] == [1] and list(store.columns) == list(manifest["columns"])
+    error = np.abs(read_column(tmp_path, "z") - z).max((0, 1)) / np.array(z_column["scales"])
+    assert error[[0, 2]].max() < 0.5001
+    assert (read_column(tmp_path, "z.codes")[..., 1] == 0).all()
+    shards = []
+    for segment in manifest["segments"]:
+        files = {
+            name: f"{name}/c/0" + "/0" * len(c["shape"])
+            for name, c in manifest["columns"].items()
+            if "scales" not in c
+        } | {"label/strings.json": "label/strings.json"}
+        hashes = {name: segment["files"][file]["sha256"] for name, file in files.items()}
+        shards.append({"rows": segment["rows"], **hashes})
+        sizes = [len(checked(tmp_path, segment, file)) for file in segment["files"]]
+        assert len(sizes) == 2 * len(files)  # zarr.json of each, strings.json, stats.json
     content = {"columns": manifest["columns"], "meta": manifest["meta"], "shards": shards}
-    assert canonical_sha256(content) == Store.open(tmp_path).digest
-    stats = manifest["stats"]["y"]
-    np.testing.assert_allclose(np.array(stats["sum"]) / stats["count"], y.mean(0), atol=1e-6)
+    assert canonical_sha256(content) == store.digest
+    for name in ("y", "z"):
+        stats, rows = manifest["stats"][name], read_column(tmp_path, name).astype(np.float64)
+        np.testing.assert_allclose(stats["sum"], rows.sum(0), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(stats["sum_sq"], (rows**2).sum(0), rtol=1e-9)
+    assert manifest["stats"]["label"] == {"count": 300} and manifest["version"] == 2
+
+
+def test_a_store_of_old_columns_is_of_version_1(tmp_path):
+    with StoreWriter(tmp_path, {"x": Column((3,)), "q": Column((2,), "int8")}) as writer:
+        writer.append({"x": np.ones((5, 3)), "q": np.ones((5, 2), np.int8)})
+        writer.finish()
+    manifest = open_manifest(tmp_path)
+    assert manifest["version"] == 1
+    assert manifest["columns"]["q"] == {"shape": [2], "dtype": "int8"}
+
+
+def test_a_zarr_library_reads_the_same(tmp_path):
+    """tensorstore, told nothing but the folder."""
+    import tensorstore as ts
+
+    x = np.random.default_rng(0).standard_normal((70, 4)).astype(np.float32)
+    columns = {"x": calibrate(x), "label": Column((), "string")}
+    with StoreWriter(tmp_path, columns, chunk_rows=16) as writer:
+        writer.append({"x": x, "label": ["b", "a"] * 35})
+        writer.finish()
+    folder = tmp_path / Store.open(tmp_path).manifest.segments[0].path
+    for name, expected in (("x.codes", read_column(tmp_path, "x.codes")), ("label", [1, 0] * 35)):
+        kvstore = {"driver": "file", "path": str(folder / name)}
+        array = ts.open({"driver": "zarr3", "kvstore": kvstore}).result().read().result()
+        assert (array == expected).all()
