@@ -27,7 +27,7 @@ from saex.data.store import Store, load_manifest
 from saex.data.store_merge import merge_parts
 from saex.data.store_writer import StoreWriter
 from saex.data.text import check_split
-from saex.registry import run_field
+from saex.registry import choices, run_field
 
 log = logging.getLogger("saex")
 
@@ -315,10 +315,11 @@ class _Run:
 
 def _check(model: Any, cfg: Harvest) -> None:
     if not cfg.sites:
-        raise ValueError(f"harvest.sites is empty; choose from {list(model.sites)}")
+        raise ValueError(f"harvest.sites is empty; choose from {choices('', model.sites)}")
     for site in cfg.sites:
         if site not in model.sites:
-            raise ValueError(f"harvest.sites: no site {site!r}; choose from {list(model.sites)}")
+            names = choices(site, model.sites)
+            raise ValueError(f"harvest.sites: no site {site!r}; choose from {names}")
     if cfg.context > model.context:
         raise ValueError(
             f"harvest.context={cfg.context}: the model was made for at most {model.context}"

@@ -24,7 +24,7 @@ from saex.data.store_remote import absolute
 from saex.evaluate import evaluate_run, report_run, site_rows, store_folder
 from saex.harvest import harvest
 from saex.member import Member, members_of
-from saex.registry import ConfigError, identity
+from saex.registry import ConfigError, choices, identity
 from saex.sharding import make_mesh
 from saex.train import stack
 from saex.train.step import hyper_arrays
@@ -310,7 +310,9 @@ def _sites(config: Config, model: Any) -> tuple[str, ...]:
         for part in joined.parts(column):
             if part not in model.sites:
                 where = "site" if name == "x" else f"columns[{name!r}]"
-                raise ConfigError(f"config.{where}={part!r}: choose from {sorted(model.sites)}")
+                raise ConfigError(
+                    f"config.{where}={part!r}: choose from {choices(part, model.sites)}"
+                )
     return tuple(dict.fromkeys(named))
 
 

@@ -168,6 +168,15 @@ def identity(thing: Any, table: Mapping[str, type] | None = None) -> Any:
     return to_dict(thing)
 
 
+def choices(word: Any, words: Any, most: int = 40) -> str:
+    """The words to choose from, as an error lists them; of more than ``most``, those most alike."""
+    names = [str(w) for w in words]
+    if len(names) <= most:
+        return ", ".join(names) + near(word, names)
+    alike = difflib.get_close_matches(str(word), names, n=most // 4, cutoff=0.0)
+    return f"{', '.join(alike)}, or others; there are {len(names)}"
+
+
 def near(word: Any, words: Any) -> str:
     """A hint at the closest of the words, or nothing."""
     close = difflib.get_close_matches(str(word), [str(w) for w in words], n=1)

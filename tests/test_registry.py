@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from saex.registry import ConfigError, build, identity, make, run_field, section, to_dict
+from saex.registry import ConfigError, build, choices, identity, make, run_field, section, to_dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,3 +65,12 @@ def test_errors_name_path_value_and_mend(mapping, message):
 
 def test_make_passes_instances_through():
     assert make(TABLE, Leafy(size=5)).size == 5
+
+
+def test_choices_are_all_or_of_many_the_most_alike():
+    assert choices("topkk", ["relu", "topk"]) == "relu, topk (did you mean 'topk'?)"
+    many = [f"blocks.{i}.mlp" for i in range(100)]
+    found = choices("block.77.mlp", many)
+    assert found.startswith("blocks.77.mlp, ") and found.endswith("or others; there are 100")
+    assert found.count(",") == 10
+    assert choices("", many).count(",") == 10

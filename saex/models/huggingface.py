@@ -11,14 +11,14 @@ import hashlib
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from saex.models.tokenizer import Pretrained
-from saex.registry import near, run_field
+from saex.registry import choices, run_field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,10 +180,8 @@ class CausalLM:
     def _check_sites(self, taps: Sequence[str], stop_at: str | None) -> None:
         for site in [*([stop_at] if stop_at else []), *taps]:
             if site not in self._places:
-                raise KeyError(
-                    f"no site {site!r} in {self.section.path!r}{near(site, self._places)}: it has "
-                    f"{', '.join(_abridged(self._places))}"
-                )
+                names = choices(site, self._places)
+                raise KeyError(f"no site {site!r} in {self.section.path!r}: it has {names}")
             if stop_at and self._places[site].order > self._places[stop_at].order:
                 raise ValueError(f"site {site!r} comes after stop_at={stop_at!r}: move stop_at")
 
@@ -327,14 +325,6 @@ def _watch(module: Any, inside: bool, fn: Any) -> Any:
 
 def _stop(x: Any) -> None:
     raise _Reached
-
-
-def _abridged(places: Mapping[str, Place]) -> Iterator[str]:
-    """The names of the first block, and how many more there are."""
-    names = [n for n in places if n.startswith("blocks.0.") or ".0" in n][:12]
-    yield from names
-    if len(places) > len(names):
-        yield f"and {len(places) - len(names)} more (every module path)"
 
 
 # ----------------------------------------------------------------------------------- files, digests
