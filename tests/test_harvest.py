@@ -1,6 +1,7 @@
 """Harvest: what is written, where it goes on, what it refuses."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -18,7 +19,7 @@ import pytest
 from saex.data import room
 from saex.data.manifest import StoreError
 from saex.data.store import Store, load_manifest
-from saex.data.text import Document
+from saex.data.text import Document, Table
 from saex.harvest import Harvest, harvest
 
 
@@ -217,6 +218,56 @@ def test_a_store_that_the_disk_has_no_room_for_is_refused_before_it_is_begun(
     assert not (tmp_path / "full").exists()
     loose = dataclasses.replace(CFG, check_room=False)
     assert run(tmp_path / "full", cfg=loose).digest == store.digest
+
+
+MESS = [
+    "",
+    "  \n\t",
+    "\U0001f9ea\u200d",
+    "e\u0301é",
+    "a\x00b",
+    "\ufeffbom",
+    "‮rtl",
+    "日本語" * 9,
+    "\ud83e cut",
+    "x",
+]
+
+
+def test_a_mess_of_documents_gives_their_bytes_and_no_rows_for_empty_ones(tmp_path):
+    """Unicode of all kinds, documents without a byte, and one that is longer than two segments."""
+    long = "".join(f"{i} " for i in range(400))
+    texts = [*MESS, long, *MESS]
+    file = tmp_path / "mess.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    source = Table(str(file))
+    documents = list(source.documents("train"))
+    assert long in [d.text for d in documents] and "" not in [d.text for d in documents]
+    assert len(long) > 2 * CFG.segment_rows
+    store = run(tmp_path / "store", source=source, cfg=dataclasses.replace(CFG, rows=10**6))
+    store.verify()
+    tokens, document = store.read("tokens"), store.read("document")
+    starts = np.flatnonzero(store.read("position") == 0)
+    found = sorted(
+        (int(document[a]), bytes(tokens[a + 1 : b].astype(np.uint8)))
+        for a, b in zip(starts, [*starts[1:], store.rows])
+    )
+    expected = sorted(
+        (i, d.text.encode()[at : at + CONTEXT - 1])
+        for i, d in enumerate(documents)
+        for at in range(0, len(d.text.encode()), CONTEXT - 1)
+    )
+    assert found == expected
+    ends = np.cumsum([s.rows for s in store.manifest.segments])
+    place = [d.text for d in documents].index(long)
+    assert len(set(np.searchsorted(ends, np.flatnonzero(document == place), "right"))) > 2
+
+
+def test_only_empty_documents_are_no_text(tmp_path):
+    file = tmp_path / "empty.jsonl"
+    file.write_text('{"text": ""}\n' * 30)
+    with pytest.raises(ValueError, match="no tokens"):
+        run(tmp_path / "store", source=Table(str(file)))
 
 
 def test_budget_takes_whole_contexts_from_all_over_the_text(tmp_path):

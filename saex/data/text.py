@@ -241,7 +241,18 @@ def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict]]
                     f"{path} line {number} is a JSON {type(row).__name__}, expected an object"
                 )
             _check_columns(f"{path} line {number}", columns, row)
-            yield number, row
+            yield number, _whole(row)
+
+
+def _whole(value: Any) -> Any:
+    """A JSON value with U+FFFD for each half of a surrogate pair, which is no text (cut emoji)."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_whole(v) for v in value]
+    if isinstance(value, dict):
+        return {_whole(k): _whole(v) for k, v in value.items()}
+    return value
 
 
 def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict]]:

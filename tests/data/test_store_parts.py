@@ -52,6 +52,42 @@ def test_processes_write_parts_of_one_store_at_once(tmp_path, request):
     assert merge_parts(path).digest == store.digest  # again, as after a kill
 
 
+RACE = """
+    import sys, numpy as np
+    from saex.data import Column, StoreError, StoreWriter
+    print("ready", flush=True)
+    sys.stdin.readline()
+    try:
+        with StoreWriter(sys.argv[1], {"n": Column((), "int32")}, chunk_rows=16) as writer:
+            for at in range(writer.cursor.get("next", 0), 3000, 50):
+                writer.append({"n": np.arange(at, at + 50)})
+                writer.commit({"next": at + 50})
+            writer.finish()
+        print("wrote")
+    except StoreError as err:
+        print("refused" if "is being written by process" in str(err) else err)
+"""
+
+
+def test_of_writers_that_start_at_once_one_writes_and_the_others_are_told_who(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(RACE), str(tmp_path / "store")]
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert all(child.stdout.readline() == "ready\n" for child in children)
+    for child in children:
+        child.stdin.write("go\n"), child.stdin.flush()
+    said = sorted(child.communicate(timeout=120)[0].strip() for child in children)
+    # One that came when the first had finished finds nothing to do.
+    assert set(said) <= {"refused", "wrote"} and "wrote" in said
+    store = Store.open(tmp_path / "store")
+    store.verify()
+    assert store.read("n").tolist() == list(range(3000))
+    folders = {p.name for p in (tmp_path / "store").glob("segment-*")}
+    assert folders == {s.path for s in store.manifest.segments}
+
+
 def test_a_part_goes_on_where_it_was_stopped_and_touches_no_other(tmp_path):
     write(tmp_path, 0)
     with StoreWriter(tmp_path, COLUMNS, chunk_rows=16, part=(1, PARTS)) as writer:

@@ -142,6 +142,23 @@ def test_jsonl(tmp_path):
     assert "row 1" in {**bodies["train"], **bodies["heldout"]}
 
 
+def test_cut_emoji_in_jsonl_become_replacement_characters(tmp_path):
+    file = tmp_path / "cut.jsonl"
+    texts = [
+        "ok \U0001f9ea",
+        "\ud83e cut",
+        "\udc00\ud83e",
+        "nul \x00 bom \ufeff rtl \u202e e\u0301",
+    ]
+    file.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    source = Table(str(file))
+    found = {d.name: d.text for split in ("train", "heldout") for d in source.documents(split)}
+    assert [found[f"row {i}"] for i in range(1, 5)] == [
+        texts[0], "\ufffd cut", "\ufffd\ufffd", texts[3],
+    ]  # fmt: skip
+    assert source.digest("train") and all(text.encode() for text in found.values())
+
+
 def test_bad_jsonl_is_named_by_line(tmp_path):
     def error_of(lines, **fields):
         (tmp_path / "bad.jsonl").write_text(lines)
