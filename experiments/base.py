@@ -87,6 +87,7 @@ def get_config(arg: str = "topk") -> ConfigDict:
                 "lanes": 8,  # a multiple of the processes; each reads the lanes of its own rows
                 "threads": 1,  # run: threads that make batches; 0: on demand
                 "prefetch": 4,  # run: batches made ahead
+                "on_device": False,  # run: keep windows on the devices, pick batches there
                 "checksums": False,  # run: check every chunk as it is read
             },
             "optim": {  # Adam with linear warm-up and decay

@@ -17,6 +17,7 @@ from saex.data.buffer import all_finite
 from saex.data.manifest import Manifest, StoreError
 from saex.data.store import Store
 from saex.data.store_remote import place
+from saex.live_devices import Assembly
 from saex.tee import Tee
 
 
@@ -37,7 +38,10 @@ class LiveRows(Store):
 
     Attributes:
       made: forward passes so far.
+      windows_held: of each lane: one in use, one made ahead.
     """
+
+    windows_held = 2
 
     def __init__(
         self,
@@ -132,14 +136,49 @@ class LiveRows(Store):
         Raises:
           StoreError, RuntimeError: as `read_ranges`.
         """
-        running = collections.deque()
-        for chunk in chunks:
-            device = next(self._turn)
-            running.append((chunk, self._failing(chunk, self._start, chunk, device)))
-            if len(running) > len(self._params):
-                yield self._finish(*running.popleft())
-        while running:
-            yield self._finish(*running.popleft())
+        for chunk, acts in self._passes(chunks):
+            yield chunk, self._rows(chunk, acts)
+
+    def read_to_devices(
+        self,
+        names: Sequence[str],
+        ranges: Sequence[tuple[int, int]],
+        rows: int,
+        devices: Sequence[jax.Device],
+    ) -> dict[str, dict[jax.Device, jax.Array]]:
+        """Whole chunks one behind the other, {column: {device: [>= rows, *shape]}}.
+
+        Activations go from the model's device to these without a stay on the host, except for what
+        the tee writes.
+
+        Args:
+          names: columns.
+          ranges: of whole chunks.
+          rows: at least those of the ranges; the same for all windows, so that shapes are too.
+          devices: where to.
+
+        Raises:
+          StoreError, RuntimeError: as `read_ranges`.
+        """
+        parts = list(self._parts(ranges))
+        known, out = set(self._known(0)), {}
+        for name in known & set(names):
+            column = self.columns[name]
+            buffer = np.zeros((rows, *column.shape), column.numpy_dtype)
+            self.read_ranges(name, ranges, buffer)
+            out[name] = {device: jax.device_put(buffer, device) for device in devices}
+        with self._lock:
+            chunks = self._check_needed(parts)
+            columns = {n: self.columns[n] for n in names if n not in known}
+            made = Assembly(columns, rows + self._contexts.tokens[: self._batch].size, devices)
+            for part, (chunk, acts) in zip(parts, self._passes(chunks) if made.columns else ()):
+                begin, end = self._span(chunk)
+                bad = made.add(acts, self._contexts.lengths[begin:end], part.at)
+                if bad:
+                    self._refuse(bad, chunk)
+                if self._tee is not None and self._tee.lacks(chunk):
+                    self._tee.add(chunk, self._rows(chunk, acts))
+        return out | made.arrays
 
     def plan(self, stream: Any, steps: int, more: int = 0) -> None:
         """Says what the run will read, so that nothing beyond it is made, and what `tee` writes.
@@ -179,19 +218,34 @@ class LiveRows(Store):
         self, name: str, ranges: list, parts: list[_Part], out: np.ndarray, rows: int
     ) -> None:
         """Makes a column into `out`, and those that are wanted with it aside."""
-        chunks = np.array([part.chunk for part in parts], np.int64)
-        if self._needed is not None and chunks.tobytes() not in self._needed:
-            raise StoreError("these rows lie beyond the end of the run and are not made")
+        chunks = self._check_needed(parts)
         others = set(self._wanted) - {name} if name in self._wanted else set()
         columns = {n: self.columns[n] for n in others}
         outs = {n: np.empty((rows, *c.shape), c.numpy_dtype) for n, c in columns.items()}
         self._aside = (None, {})
-        for part, (chunk, made) in zip(parts, self.make(chunks.tolist())):
+        for part, (chunk, made) in zip(parts, self.make(chunks)):
             for one, target in ((name, out), *outs.items()):
                 _copy(part, made[one], target)
-            if self._tee is not None:
+            if self._tee is not None and self._tee.lacks(chunk):
                 self._tee.add(chunk, made)
         self._aside = (ranges, outs)
+
+    def _check_needed(self, parts: list[_Part]) -> list[int]:
+        """The chunks of the parts, if the run needs them together."""
+        chunks = np.array([part.chunk for part in parts], np.int64)
+        if self._needed is not None and chunks.tobytes() not in self._needed:
+            raise StoreError("these rows lie beyond the end of the run and are not made")
+        return chunks.tolist()
+
+    def _passes(self, chunks: Iterable[int]) -> Iterator[tuple[int, Mapping[str, jax.Array]]]:
+        """(chunk, {column: [batch, context, *shape]}), with a pass under way on every device."""
+        running = collections.deque()
+        for chunk in chunks:
+            running.append((chunk, self._failing(chunk, self._start, chunk, next(self._turn))))
+            if len(running) > len(self._params):
+                yield self._done(*running.popleft())
+        while running:
+            yield self._done(*running.popleft())
 
     def _start(self, chunk: int, device: jax.Device) -> Mapping[str, jax.Array]:
         """Starts the forward pass of a chunk."""
@@ -202,18 +256,24 @@ class LiveRows(Store):
         tokens = tokens_of(self._contexts, *span, self._batch, self._compiled)
         return self._forward(self._params[device], jax.device_put(tokens, device))
 
-    def _finish(self, chunk: int, acts: Mapping[str, jax.Array]) -> tuple[int, dict]:
-        """The rows of the positions that count, on the host."""
+    def _done(self, chunk: int, acts: Mapping[str, jax.Array]) -> tuple[int, Any]:
+        """Waits for a pass, whose errors come now."""
         self.made += 1
-        acts = self._failing(chunk, lambda: {n: np.asarray(x) for n, x in acts.items()})
+        return chunk, self._failing(chunk, jax.block_until_ready, acts)
+
+    def _rows(self, chunk: int, acts: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+        """The rows of the positions that count, on the host."""
         rows = rows_of(self._contexts, *self._span(chunk), acts)
-        for name in acts:
-            if not all_finite(rows[name]):
-                raise StoreError(
-                    f"{name} is NaN or infinite in {self._where(chunk)}; mend the subject model, "
-                    "or harvest into a store with harvest.non_finite='drop' and train on that"
-                )
-        return chunk, rows
+        bad = [name for name in acts if not all_finite(rows[name])]
+        if bad:
+            self._refuse(bad, chunk)
+        return rows
+
+    def _refuse(self, names: Sequence[str], chunk: int) -> None:
+        raise StoreError(
+            f"{', '.join(names)} is NaN or infinite in {self._where(chunk)}; mend the subject "
+            "model, or harvest into a store with harvest.non_finite='drop' and train on that"
+        )
 
     def _known(self, chunk: int) -> dict[str, np.ndarray]:
         """The columns of a chunk that need no model: tokens, documents, positions."""

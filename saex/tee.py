@@ -54,14 +54,17 @@ class Tee:
         elif lacking:
             log.warning("%s is complete: what is new is trained on only", self._writer.path)
 
+    def lacks(self, chunk: int) -> bool:
+        """Whether the chunk is needed and not written."""
+        return chunk in self._todo
+
     def add(self, chunk: int, rows: dict[str, np.ndarray]) -> None:
-        """Writes the rows of a chunk, {column: [rows, *shape]}, if they are needed and not written.
+        """Writes the rows of a chunk that it lacks, {column: [rows, *shape]}.
 
         Raises:
           StoreError: as `StoreWriter.append` and `StoreWriter.commit`.
         """
-        if self._writer is None or chunk not in self._todo:
-            return
+        assert self._writer is not None, "plan comes first"
         self._writer.append(rows)
         self._todo.remove(chunk)
         self._pending.append(chunk)

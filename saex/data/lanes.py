@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from saex.data.mixed import Mixed, Shares
 from saex.data.order import Epochs, Order, Piece
 from saex.data.split import Part
 from saex.data.store import Store
-from saex.data.windows import Windows
+from saex.data.windows import Window, Windows
 
 # Which draws of the seed are those of batches; the store's number follows.
 _DRAWS = 0
@@ -53,6 +54,7 @@ class Lanes:
         window: int,
         seed: int,
         checksums: bool = False,
+        make: Callable[..., Windows] = Windows,
     ):
         """Prepares; reads nothing yet.
 
@@ -65,6 +67,7 @@ class Lanes:
           window: chunks that are shuffled together, over all lanes and stores.
           seed: of all draws.
           checksums: whether they are checked.
+          make: makes the windows of a lane, lane by lane.
 
         Raises:
           StoreError: a store without a row, or a batch too small for the stores' shares.
@@ -82,7 +85,7 @@ class Lanes:
             orders = [Order(epochs, size, lane, lanes) for lane in range(lanes)]
             self._orders.append(orders)
             self._windows.append(
-                [Windows(one, names, o, rows, self._reader, checksums) for o in orders]
+                [make(one, names, o, rows, self._reader, checksums) for o in orders]
             )
 
     @property
@@ -106,17 +109,28 @@ class Lanes:
         Raises:
           StoreError: a store is damaged; names the file.
         """
-        pieces = [(span, list(self._pieces(span))) for span in self._spans(start, stop)]
-        for span, parts in pieces:  # ask for all first: what is read ahead comes after them
-            for part in parts:
-                self._windows[span.source][span.lane].want(part.epoch, part.window)
-        for span, parts in pieces:
+        parts = self.pieces_of(start, stop)
+        self.want(parts)
+        for span, pieces in parts:
             at = span.at
-            for part in parts:
-                windows = self._windows[span.source][span.lane]
-                with windows.borrow(part.epoch, part.window) as window:
-                    window.take(part.start, part.stop, out, at)
-                at += part.stop - part.start
+            for piece in pieces:
+                with self.borrow(span, piece) as window:
+                    window.take(piece.start, piece.stop, out, at)
+                at += piece.stop - piece.start
+
+    def pieces_of(self, start: int, stop: int) -> list[tuple[Span, list[Piece]]]:
+        """Where rows [start, stop) of the sequence of batches lie."""
+        return [(span, list(self._pieces(span))) for span in self._spans(start, stop)]
+
+    def want(self, parts: Sequence[tuple[Span, Sequence[Piece]]]) -> None:
+        """Starts to read the windows of all of these, before what is read ahead."""
+        for span, pieces in parts:
+            for piece in pieces:
+                self._windows[span.source][span.lane].want(piece.epoch, piece.window)
+
+    def borrow(self, span: Span, piece: Piece) -> AbstractContextManager[Window]:
+        """The window of a piece, as `Windows.borrow`."""
+        return self._windows[span.source][span.lane].borrow(piece.epoch, piece.window)
 
     def windows_of(self, stop: int) -> Iterator[np.ndarray]:
         """Of each window of the first store that rows [0, stop) of the sequence of batches come

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +27,13 @@ class Window:
     """Rows of one window.
 
     Attributes:
-      buffers: column that is stored -> [>= rows, *shape], as read.
+      buffers: column that is stored -> [>= rows, *shape], as read; of windows on devices these
+        for each device.
       order: [kept rows] int64, places in the buffers in the order of the stream.
       columns: the columns that rows are taken of.
     """
 
-    buffers: dict[str, np.ndarray]
+    buffers: dict[str, Any]
     order: np.ndarray
     columns: dict[str, Column]
 
@@ -80,6 +82,8 @@ class Windows:
         self._slots: dict[tuple[int, int], _Slot] = {}
         self._free: list[dict[str, np.ndarray]] = []
         self._lock = threading.Lock()
+        # A store whose rows are dear to make says that it has no memory for a third window.
+        self._most = getattr(store, "windows_held", _SLOTS)
 
     @property
     def rows(self) -> int:
@@ -135,13 +139,13 @@ class Windows:
     def _room(self) -> bool:
         """Drops idle windows, the oldest first, until a slot is free; whether one is."""
         for key, slot in list(self._slots.items()):
-            if len(self._slots) < _SLOTS:
+            if len(self._slots) < self._most:
                 break
             if not slot.users and slot.future.done():
                 del self._slots[key]
                 if not slot.future.exception():
                     self._free.append(slot.future.result().buffers)
-        return len(self._slots) < _SLOTS
+        return len(self._slots) < self._most
 
     def _read(self, epoch: int, window: int) -> Window:
         with self._lock:
