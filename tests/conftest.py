@@ -1,5 +1,7 @@
 """What holds for every test: eight CPU devices, no silent broadcasting, checked shapes."""
 
+import os
+
 import jax
 from jaxtyping import install_import_hook
 
@@ -7,3 +9,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Shapes and dtypes in saex's signatures are checked at run time; before any import of saex.
 install_import_hook("saex", "beartype.beartype")
+
+
+def pytest_configure(config):
+    """One program is compiled once: by this process, those that tests start, and the next run."""
+    cache = getattr(config, "cache", None)  # without pytest's cache, without this one
+    if cache is not None:
+        kept = {
+            "jax_compilation_cache_dir": str(cache.mkdir("jax")),
+            "jax_persistent_cache_min_compile_time_secs": 0.2,
+        }
+        for name, value in kept.items():
+            jax.config.update(name, value)
+            os.environ[name.upper()] = str(value)

@@ -4,6 +4,7 @@ Weights see rows in *scaled* units, x * scale: ``scale`` is a constant in params
 initialisation. ``encode`` takes and ``decode`` returns raw units, so a checkpoint is complete.
 """
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -14,8 +15,8 @@ from saex.kernels import zeros_as
 from saex.kernels.sparse_affine import sparse_affine, sparse_affine_aux
 from saex.kernels.sparse_affine.dead import largest, listed
 from saex.kernels.topk import top_k
-from saex.sae import ops
-from saex.sae.base import ArraySpec, SparseCodes
+from saex.sae import losses, ops
+from saex.sae.base import ArraySpec, Codes, DenseCodes, SparseCodes
 from saex.typing import Params
 
 Normalize = Literal["none", "unit_mean_square"]
@@ -33,6 +34,46 @@ def specs(d_in: int, d_out: int, n: int) -> dict[str, ArraySpec]:
     }
 
 
+# ----------------------------------------------------------------------------------- initial values
+
+
+def init_tied(
+    key: jax.Array, x: Float[Array, "b d"], n: int, normalize: Normalize, b_dec_init: BiasInit
+) -> tuple[Params, Float[Array, "b d"]]:
+    """(params, rows in scaled units): W_enc random, W_dec its unit rows, b_dec the rows' centre.
+
+    Args:
+      key: of the weights.
+      x: a sample of raw rows. n: latents. normalize, b_dec_init: ``scale_of``, ``centre``.
+    """
+    scale = scale_of(x, normalize)
+    x = x.astype(jnp.float32) * scale
+    W_enc = tied_init(key, x.shape[1], n)
+    params = {
+        "W_enc": W_enc,
+        "W_dec": unit_rows(W_enc),
+        "b_enc": jnp.zeros((n,)),
+        "b_dec": centre(x, b_dec_init),
+        "scale": scale,
+    }
+    return params, x
+
+
+def match_norms(key: jax.Array, params: Params, k: int) -> Params:
+    """W_enc scaled so that ||x_hat|| is ||x||, by 256 random unit rows through TopK(k)."""
+    d = params["W_enc"].shape[1]
+    probes = unit_rows(jax.random.normal(key, (256, d)))
+    values, indices = jax.lax.top_k(probes @ params["W_enc"].T, k)
+    y = jnp.einsum("bk,bkd->bd", jax.nn.relu(values), params["W_dec"][indices])
+    return {**params, "W_enc": params["W_enc"] / jnp.mean(jnp.linalg.norm(y, axis=1))}
+
+
+def mse_scale(x: Float[Array, "b d"]) -> Float[Array, ""]:
+    """1 / variance of the rows, per dimension: with it, predicting the mean scores 1."""
+    var = jnp.mean(jnp.square(x - jnp.mean(x, axis=0, keepdims=True)))
+    return 1 / jnp.maximum(var, 1e-30)
+
+
 def scaled(params: Params, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
     """Raw rows of any float dtype in the units that the weights see, float32."""
     return x.astype(jnp.float32) * params["scale"]
@@ -41,6 +82,39 @@ def scaled(params: Params, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
 def decode(params: Params, codes, matmul_dtype: str = "float32") -> Float[Array, "b d"]:
     """codes W_dec + b_dec, in scaled units, from one device's part of the latents."""
     return ops.decode_part(codes, params["W_dec"], matmul_dtype) + params["b_dec"][None]
+
+
+def decode_aux(
+    params: Any,
+    x: Float[Array, "b d"],
+    codes: Codes,
+    dead: Bool[Array, " n"],
+    coefficient: float,
+    k_aux: int,
+    matmul_dtype: str = "float32",
+) -> tuple[Codes, Float[Array, "b o"], Float[Array, ""], Float[Array, ""]]:
+    """(codes, reconstruction with b_dec, AuxK, latents that AuxK served).
+
+    Args:
+      params, x, dead, k_aux, matmul_dtype: as ``decode_chosen_aux``.
+      codes: sparse ones as ``decode_chosen`` takes them; dense ones with a gradient of their own.
+      coefficient: 0 leaves AuxK out.
+    """
+    chosen, y = codes, jnp.zeros(())
+    if isinstance(codes, DenseCodes):
+        y = ops.decode_part(codes, params["W_dec"], matmul_dtype)
+        nothing = jnp.zeros((x.shape[0], 1))
+        chosen = SparseCodes(*ops.own((nothing, nothing.astype(jnp.int32))))
+    elif not coefficient:
+        codes, y = decode_chosen(params, x, chosen)
+    if not coefficient:
+        return codes, y + params["b_dec"][None], jnp.zeros(()), jnp.zeros(())
+    chosen, of_chosen, y_dead, served = decode_chosen_aux(
+        params, x, chosen, dead, k_aux, matmul_dtype
+    )
+    codes = codes if isinstance(codes, DenseCodes) else chosen
+    y = y + of_chosen + params["b_dec"][None]
+    return codes, y, losses.aux_k(x - y, y_dead, dead), served
 
 
 def decode_chosen(
@@ -149,12 +223,43 @@ def tied_init(key: jax.Array, d: int, n: int) -> Float[Array, "n d"]:
     return jax.random.uniform(key, (n, d), jnp.float32, -bound, bound)
 
 
+def tally(
+    stats: Params, codes: Codes, rows: int, dead_after: int
+) -> tuple[Params, Bool[Array, " n"]]:
+    """(stats with "since_fired" counted on by a batch of ``rows``, which latents are dead now)."""
+    fired = ops.fired(codes, stats["since_fired"].shape[0])
+    since = since_fired(stats["since_fired"], fired, rows)
+    return {**stats, "since_fired": since}, since > dead_after
+
+
+def latents_for_aux(k_aux: int | None, d: int, n: int) -> int:
+    """k_aux, or the power of two nearest to d / 2; at most n."""
+    return min(k_aux or 2 ** round(math.log2(max(d / 2, 1))), n)
+
+
+def tangent_decoder(params: Params, grads: Params) -> Params:
+    """Gradients without the part along each (unit) decoder row."""
+    return {**grads, "W_dec": tangent(params["W_dec"], grads["W_dec"])}
+
+
+def unit_decoder(state: Any) -> Any:
+    """The state with decoder rows back at unit norm."""
+    params = {**state.params, "W_dec": unit_rows(state.params["W_dec"])}
+    return state.replace(params=params)
+
+
 LONGEST_COUNT = 2**30  # rows; counters stop here, since an int32 turns negative at 2^31
 
 
 def since_fired(before: Int[Array, " n"], fired: Bool[Array, " n"], rows: int) -> Int[Array, " n"]:
     """Rows since each latent last fired, after ``rows`` more; saturates beyond 2^30."""
     return jnp.where(fired, 0, jnp.minimum(before, LONGEST_COUNT) + rows).astype(jnp.int32)
+
+
+def check_k(k: int, n: int) -> None:
+    """Raise ValueError where k latents of n cannot be active."""
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k} active of n={n} latents: k must be in 1..n")
 
 
 def check_dead_after(tokens: int) -> None:

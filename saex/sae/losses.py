@@ -1,10 +1,13 @@
 """Loss terms and the figures logged beside them, from one device's part of a batch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from saex.sae import ops
+from saex.sae.base import Codes
 
 
 def mse(residual: Float[Array, "b d"]) -> Float[Array, ""]:
@@ -22,6 +25,20 @@ def fvu(x: Float[Array, "b d"], residual: Float[Array, "b d"]) -> Float[Array, "
     """Fraction of variance unexplained of this batch: sum ||r||^2 / sum ||x - mean||^2."""
     x, residual = jax.lax.stop_gradient((x, residual))
     return mse(residual) / jnp.maximum(variance(x), 1e-30)
+
+
+def ramp(step: Any, steps: int) -> Any:
+    """A coefficient's linear growth: 0 at step 0, 1 from ``steps`` on."""
+    return jnp.minimum(1.0, step / steps) if steps else 1.0
+
+
+def figures(
+    x: Float[Array, "b d"], residual: Float[Array, "b d"], codes: Codes, dead: Bool[Array, " n"]
+) -> dict[str, Float[Array, ""]]:
+    """What every method logs: "fvu" of this batch, "l0", and the share of "dead" latents."""
+    dead_ones = ops.latents_sum(jnp.sum(dead)).astype(jnp.float32)
+    share = dead_ones / ops.latents_count(dead)
+    return {"fvu": fvu(x, residual), "l0": ops.l0(codes), "dead": share}
 
 
 def l1(values: Float[Array, "b n"], W_dec: Float[Array, "n d"]) -> Float[Array, ""]:

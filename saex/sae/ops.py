@@ -46,6 +46,11 @@ def latents_max(x: Any) -> Any:
     return _reduce(jax.lax.pmax, x, MODEL)
 
 
+def rows_max(x: Any) -> Any:
+    """The maximum over the devices that hold other rows; it has no gradient."""
+    return _reduce(jax.lax.pmax, x, DATA)
+
+
 def latents_gather(x: Float[Array, "b c"]) -> Float[Array, "b m"]:
     """Every device's columns side by side, in the order of their latents."""
     return jax.lax.all_gather(x, MODEL, axis=1, tiled=True) if _size(MODEL) > 1 else x
@@ -59,6 +64,11 @@ def rows_mean(x: Float[Array, " b"]) -> Float[Array, ""]:
 def rows_count(x: Any) -> int:
     """How many rows the global batch has, from this device's part of it."""
     return x.shape[0] * _size(DATA)
+
+
+def latents_count(x: Any) -> int:
+    """How many latents all devices hold, from this device's part of an array of them."""
+    return x.shape[0] * _size(MODEL)
 
 
 def latents_offset(n_local: int) -> Any:

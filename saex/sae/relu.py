@@ -99,20 +99,10 @@ class ReLU:
         y = affine.decode(params, codes, self.matmul_dtype)
         squares = losses.mse(x - y) * self.d_in
         l1 = losses.l1(codes.values, params["W_dec"])
-        ramp = jnp.minimum(1.0, step / self.l1_warmup_steps) if self.l1_warmup_steps else 1.0
-
-        fired = ops.fired(codes, stats["since_fired"].shape[0])
-        since = affine.since_fired(stats["since_fired"], fired, ops.rows_count(x))
-        dead = since > self.dead_after_tokens
-        metrics = {
-            "mse": squares,
-            "l1": l1,
-            "fvu": losses.fvu(x, x - y),
-            "l0": ops.l0(codes),
-            "dead": ops.latents_sum(jnp.sum(dead)).astype(jnp.float32) / self.n,
-        }
-        total = squares + hyper["l1"] * ramp * l1
-        return total, Out(metrics, {**stats, "since_fired": since}, y)
+        stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
+        metrics = {"mse": squares, "l1": l1, **losses.figures(x, x - y, codes, dead)}
+        total = squares + hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
+        return total, Out(metrics, stats, y)
 
     def project_gradients(self, params: Params, grads: Params) -> Params:
         """Unchanged: norms are free."""

@@ -60,6 +60,13 @@ def top_of_batch(
     return jnp.where(kept, values, 0), cut, exact
 
 
+def smallest(values: Float[Array, "b c"]) -> Float[Array, ""]:
+    """The smallest of all devices' values that are above 0; infinity where none is."""
+    values = jax.lax.stop_gradient(values)
+    lowest = jnp.min(jnp.where(values > 0, values, jnp.inf))
+    return -ops.latents_max(ops.rows_max(-lowest))
+
+
 def above(
     x: Float[Array, "b d"],
     b_pre: Float[Array, " d"],
@@ -83,14 +90,15 @@ def above(
     Returns:
       (p, indices, active, exact): pre-activations of the ``capacity`` latents that are most above
       their thresholds; which of them are above (p > threshold); whether no row had more of them
-      within the margin. Not differentiable: hand p on to ``affine.decode_chosen``.
+      within the margin. No gradient: ``kernels.encode_topk.chosen_scores`` gives p the encoder's.
     """
-    weights = jax.lax.stop_gradient((x, b_pre, W_enc, b_enc - threshold))
+    held = jax.lax.stop_gradient((x, b_pre, W_enc, b_enc - threshold, threshold))
+    x, b_pre, W_enc, bias, threshold = ops.own(held)
     size = min(capacity, W_enc.shape[0])
-    chosen: tuple = encode_topk(*ops.own(weights), size, matmul_dtype)
+    chosen: tuple = encode_topk(x, b_pre, W_enc, bias, size, matmul_dtype)
     over, indices = chosen
     exact = everywhere(over[:, -1] <= -margin) if size < W_enc.shape[0] else jnp.bool_(True)
-    return over + jax.lax.stop_gradient(threshold)[indices], indices, over > 0, exact
+    return over + threshold[indices], indices, over > 0, exact
 
 
 def everywhere(ok: Bool[Array, " b"]) -> Bool[Array, ""]:
@@ -112,18 +120,24 @@ def exactly(exact: Bool[Array, ""], sparse: Callable, dense: Callable, weights: 
     Returns:
       (scalar, auxiliary tree); gradients reach ``weights`` through the scalar alone.
     """
+    held = jax.lax.stop_gradient(weights)
+    both = [jax.value_and_grad(f, has_aux=True) for f in (sparse, dense)]
+    (value, aux), grads = jax.lax.cond(exact, *both, held)
+    return _with_gradient(value, grads, weights), jax.lax.stop_gradient(aux)
 
-    @jax.custom_vjp
-    def either(weights):
-        return jax.lax.cond(exact, sparse, dense, weights)
 
-    def forward(weights):
-        both = [jax.value_and_grad(f, has_aux=True) for f in (sparse, dense)]
-        out, grads = jax.lax.cond(exact, *both, weights)
-        return out, grads
+@jax.custom_vjp
+def _with_gradient(value: Any, grads: Any, weights: Any) -> Any:
+    """``value``, whose gradient in ``weights`` is ``grads``."""
+    return value
 
-    def backward(grads, cotangents):
-        return (jax.tree.map(lambda g: g * cotangents[0], grads),)
 
-    either.defvjp(forward, backward)
-    return either(weights)
+def _forward(value, grads, weights):
+    return value, grads
+
+
+def _backward(grads, cotangent):
+    return None, None, jax.tree.map(lambda g: g * cotangent, grads)
+
+
+_with_gradient.defvjp(_forward, _backward)

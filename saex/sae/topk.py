@@ -1,7 +1,6 @@
 """TopK SAE with AuxK (Gao et al. 2024, arXiv 2406.04093)."""
 
 import dataclasses
-import math
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -44,8 +43,7 @@ class TopK:
     frozen: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= self.n:
-            raise ValueError(f"k={self.k} active of n={self.n} latents: k must be in 1..n")
+        affine.check_k(self.k, self.n)
         if self.k_aux is not None and self.k_aux < 1:
             raise ValueError(f"k_aux={self.k_aux}: at least 1; aux_coefficient=0 switches AuxK off")
         affine.check_dead_after(self.dead_after_tokens)
@@ -58,8 +56,7 @@ class TopK:
     @property
     def aux_latents(self) -> int:
         """k_aux, or the power of two nearest to d_in / 2, at most n."""
-        wanted = self.k_aux or 2 ** round(math.log2(max(self.d_in / 2, 1)))
-        return min(wanted, self.n)
+        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """See ``affine.specs``; stats: rows since each latent fired, and the loss scale s."""
@@ -76,27 +73,13 @@ class TopK:
     def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
         """Tied rows, b_dec at the sample's centre, encoder scaled so that ||x_hat|| is ||x||."""
         weights_key, probe_key = jax.random.split(key)
-        scale = affine.scale_of(sample["x"], self.normalize)
-        x = sample["x"].astype(jnp.float32) * scale
-        W_enc = affine.tied_init(weights_key, self.d_in, self.n)
-        params = {
-            "W_enc": W_enc,
-            "W_dec": affine.unit_rows(W_enc),
-            "b_enc": jnp.zeros((self.n,)),
-            "b_dec": affine.centre(x, self.b_dec_init),
-            "scale": scale,
-        }
-        probes = affine.unit_rows(jax.random.normal(probe_key, (256, self.d_in)))
-        p = probes @ params["W_enc"].T
-        values, indices = jax.lax.top_k(p, self.k)
-        y = jnp.einsum("bk,bkd->bd", jax.nn.relu(values), params["W_dec"][indices])
-        params["W_enc"] = W_enc / jnp.mean(jnp.linalg.norm(y, axis=1))
-        var = jnp.mean(jnp.square(x - jnp.mean(x, axis=0, keepdims=True)))
+        how = self.normalize, self.b_dec_init
+        params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
         stats = {
             "since_fired": jnp.zeros((self.n,), jnp.int32),
-            "mse_scale": 1 / jnp.maximum(var, 1e-30),
+            "mse_scale": affine.mse_scale(x),
         }
-        return params, stats
+        return affine.match_norms(probe_key, params, self.k), stats
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> SparseCodes:
@@ -115,41 +98,22 @@ class TopK:
         """s * MSE + aux_coefficient * AuxK of one global batch of raw rows ``batch["x"]``."""
         x = affine.scaled(params, batch["x"])
         chosen = self._encode(jax.lax.stop_gradient(params), x, hyper["k"])
-        fired = ops.fired(chosen, stats["since_fired"].shape[0])
-        since = affine.since_fired(stats["since_fired"], fired, ops.rows_count(x))
-        dead = since > self.dead_after_tokens
-        codes, y, aux, served = self._decode(params, x, chosen, dead)
-        main = stats["mse_scale"] * losses.mse(x - y)
-        metrics = {
-            "mse": main,
-            "aux_k": aux,
-            "aux_served": served,
-            "fvu": losses.fvu(x, x - y),
-            "l0": ops.l0(codes),
-            "dead": ops.latents_sum(jnp.sum(dead)).astype(jnp.float32) / self.n,
-        }
-        stats = {**stats, "since_fired": since}
-        return main + hyper["aux_coefficient"] * aux, Out(metrics, stats, y)
+        stats, dead = affine.tally(stats, chosen, ops.rows_count(x), self.dead_after_tokens)
+        codes, y, aux, served = affine.decode_aux(
+            params, x, chosen, dead, self.aux_coefficient, self.aux_latents, self.matmul_dtype
+        )
+        mse = stats["mse_scale"] * losses.mse(x - y)
+        metrics = {"mse": mse, "aux_k": aux, "aux_served": served}
+        metrics |= losses.figures(x, x - y, codes, dead)
+        return mse + hyper["aux_coefficient"] * aux, Out(metrics, stats, y)
 
     def project_gradients(self, params: Params, grads: Params) -> Params:
         """Without the part along each decoder row."""
-        return {**grads, "W_dec": affine.tangent(params["W_dec"], grads["W_dec"])}
+        return affine.tangent_decoder(params, grads)
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Decoder rows back to unit norm."""
-        params = {**state.params, "W_dec": affine.unit_rows(state.params["W_dec"])}
-        return state.replace(params=params)
-
-    def _decode(self, params: Params, x: Any, chosen: SparseCodes, dead: Any) -> tuple:
-        """(codes, reconstruction, AuxK, latents that AuxK served)."""
-        if not self.aux_coefficient:
-            codes, y = affine.decode_chosen(params, x, chosen)
-            return codes, y + params["b_dec"][None], jnp.zeros(()), jnp.zeros(())
-        codes, y, y_dead, served = affine.decode_chosen_aux(
-            params, x, chosen, dead, self.aux_latents, self.matmul_dtype
-        )
-        y = y + params["b_dec"][None]
-        return codes, y, losses.aux_k(x - y, y_dead, dead), served
+        return affine.unit_decoder(state)
 
     def _encode(self, params: Params, x: Any, k: Any) -> SparseCodes:
         values, indices = ops.select_topk(

@@ -26,6 +26,8 @@ class Affine:
     def n(self):
         return self.d_in
 
+    d_out = n
+
     def encode(self, params, x):
         return DenseCodes(x.astype(jnp.float32))
 
@@ -44,6 +46,8 @@ class LargestEntries:
     @property
     def n(self):
         return self.d_in
+
+    d_out = n
 
     def encode(self, params, x):
         _, indices = jax.lax.top_k(jnp.abs(x.astype(jnp.float32)), self.k)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from eval_cases import Affine, LargestEntries, constant
 
-from saex.data import StoreError
+from saex.data import Column, StoreError
 from saex.evals import HeldOut, Reconstruction, Rows, controls
 from saex.sae import TopK
 
@@ -29,7 +29,7 @@ class InMemory:
         self.columns, self.rows = columns, len(columns["x"])
 
     def column(self, name, width=None):
-        return self.columns[name]
+        return Column(self.columns[name].shape[1:], str(self.columns[name].dtype))
 
     def read(self, name, start, stop):
         return self.columns[name][start:stop]

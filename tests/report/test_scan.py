@@ -25,6 +25,8 @@ class Entries:
     def n(self):
         return self.d_in
 
+    d_out = n
+
     def encode(self, params, x):
         return DenseCodes(x.astype(jnp.float32))
 

@@ -12,28 +12,35 @@ from saex.sae.transform import fold_scale
 from saex.sharding import MeshConfig, make_mesh
 from saex.train.optim import Optim
 from tests.sae import toy
-
-D, N = 16, 64
-TRUTH = toy.directions(40, D)
-SAE = {name: cls(d_in=D, n=N, **({"k": 4} if name == "topk" else {})) for name, cls in SAES.items()}
+from tests.sae.small import small
 
 
-def batch(i, rows=128):
-    return 3 * toy.batch(TRUTH, rows, 3, i) + 0.5
+def rows(sae, i, count=128):
+    """Raw rows [count, d_in]."""
+    return 3 * toy.batch(toy.directions(40, sae.d_in), count, 3, i) + 0.5
+
+
+def batch(sae, i, count=128):
+    """All columns that the method reads."""
+    return toy.columns(sae, rows(sae, i, count), i)
+
+
+def init(sae):
+    return sae.init(jax.random.key(0), jax.tree.map(jnp.asarray, batch(sae, 0)))
 
 
 @pytest.fixture(params=sorted(SAES))
 def sae(request):
-    return SAE[request.param]
+    return small(request.param)
 
 
 @pytest.fixture
 def params(sae):
-    return sae.init(jax.random.key(0), {"x": jnp.asarray(batch(0))})[0]
+    return init(sae)[0]
 
 
 def test_specs_say_what_init_makes(sae):
-    made = jax.eval_shape(sae.init, jax.random.key(0), {"x": jnp.asarray(batch(0))})
+    made = jax.eval_shape(sae.init, jax.random.key(0), batch(sae, 0))
     for said, tree in zip((sae.specs()["params"], sae.specs()["stats"]), made):
         assert {k: (v.shape, v.dtype) for k, v in tree.items()} == {
             k: (s.shape, np.dtype(s.dtype)) for k, s in said.items()
@@ -45,26 +52,26 @@ def test_a_dictionary_is_hashable_and_owns_no_arrays(sae):
 
 
 def test_codes_are_canonical(sae, params):
-    codes = sae.encode(params, batch(1))
+    codes = sae.encode(params, rows(sae, 1))
     assert isinstance(codes, sae.codes)
     if isinstance(codes, SparseCodes):
         values, indices = np.asarray(codes.values), np.asarray(codes.indices)
         assert not indices[values == 0].any()
         for row, used in zip(indices, values != 0):
             assert len(set(row[used])) == used.sum()
-    assert np.asarray(codes.dense(N)).shape == (128, N)
+    assert np.asarray(codes.dense(sae.n)).shape == (128, sae.n)
 
 
 def test_inference_is_per_row(sae, params):
-    x = batch(2, 16)
-    whole = np.asarray(sae.encode(params, x).dense(N))
+    x = rows(sae, 2, 16)
+    whole = np.asarray(sae.encode(params, x).dense(sae.n))
     for i in (0, 7, 15):
-        one = np.asarray(sae.encode(params, x[i : i + 1]).dense(N))
+        one = np.asarray(sae.encode(params, x[i : i + 1]).dense(sae.n))
         np.testing.assert_allclose(one[0], whole[i], atol=1e-6)
 
 
 def test_decode_is_affine_in_the_codes(sae, params):
-    one, two = (sae.encode(params, batch(i, 8)) for i in (3, 4))
+    one, two = (sae.encode(params, rows(sae, i, 8)) for i in (3, 4))
     bias = np.asarray(sae.decode(params, jax.tree.map(lambda a: a * 0, one)))
     double = one.replace(values=one.values * 2)
     np.testing.assert_allclose(
@@ -75,49 +82,59 @@ def test_decode_is_affine_in_the_codes(sae, params):
 
 
 def test_folding_the_scale_changes_nothing(sae, params):
-    x, folded = batch(5, 32), fold_scale(params)
+    x, folded = rows(sae, 5, 32), fold_scale(params)
     assert float(params["scale"]) != 1 and float(folded["scale"]) == 1
     before, after = sae.encode(params, x), sae.encode(folded, x)
-    np.testing.assert_allclose(before.dense(N), after.dense(N), atol=1e-5)
+    np.testing.assert_allclose(before.dense(sae.n), after.dense(sae.n), atol=1e-5)
     np.testing.assert_allclose(
         sae.decode(params, before), sae.decode(folded, after), rtol=1e-4, atol=1e-4
     )
 
 
 def test_the_optimiser_sees_trainable_params_only(sae):
-    params, _ = toy.fit(sae, batch, Optim(lr=1e-2), make_mesh(MeshConfig()), 3)
-    start, _ = sae.init(jax.random.key(0), {"x": jnp.asarray(batch(10**6))})
+    made = lambda i: batch(sae, i)  # noqa: E731
+    params, _ = toy.fit(sae, made, Optim(lr=1e-2), make_mesh(MeshConfig()), 3)
+    start, _ = sae.init(jax.random.key(0), jax.tree.map(jnp.asarray, batch(sae, 10**6)))
     for name, spec in sae.specs()["params"].items():
         moved = np.abs(np.asarray(start[name]) - params[name]).max()
-        assert (moved > 1e-3) == spec.trainable, name
+        assert not (spec.trainable and name in sae.frozen)
+        if name not in sae.frozen:
+            assert (moved > 1e-3) == spec.trainable, name
 
 
-def test_loss_falls_and_meshes_agree(sae):
+SPLIT = MeshConfig(2, 4, "fsdp")
+OTHER = [MeshConfig(8, 1), MeshConfig(2, 4), MeshConfig(1, 8)]
+
+
+def agreement():
+    """All meshes for one method; for the others one that splits all there is to split."""
+    for name in sorted(SAES):
+        yield pytest.param(name, [SPLIT, *(OTHER if name == "topk" else [])], id=name)
+        if name != "topk":
+            yield pytest.param(name, OTHER, id=f"{name}-everywhere", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "meshes"), list(agreement()))
+def test_loss_falls_and_meshes_agree(name, meshes):
     """The same losses to 1e-5 on every mesh and strategy, 20 steps; and they fall."""
-    expected, reference = None, None
-    for config in (
-        MeshConfig(1, 1),
-        MeshConfig(8, 1),
-        MeshConfig(2, 4, "fsdp"),
-        MeshConfig(2, 4),
-        MeshConfig(1, 8),
-    ):
-        sae = dataclasses.replace(sae, dead_after_tokens=100)  # AuxK has latents to serve
-        params, history = toy.fit(sae, batch, Optim(lr=3e-3), make_mesh(config), 20)
+    sae = small(name, dead_after_tokens=100)  # AuxK has latents to serve
+    made = lambda i: batch(sae, i)  # noqa: E731
+    reference, history = toy.fit(sae, made, Optim(lr=3e-3), make_mesh(MeshConfig()), 20)
+    expected = [m["loss"] for m in history]
+    assert expected[-1] < 0.9 * expected[0]
+    assert "aux_served" not in history[0] or max(m["aux_served"] for m in history) > 0
+    for config in meshes:
+        params, history = toy.fit(sae, made, Optim(lr=3e-3), make_mesh(config), 20)
         losses = [m["loss"] for m in history]
-        if expected is None:
-            expected, reference = losses, params
-            assert losses[-1] < 0.9 * losses[0]
-            assert "aux_served" not in history[0] or max(m["aux_served"] for m in history) > 0
         np.testing.assert_allclose(losses, expected, rtol=1e-5, err_msg=str(config))
-        for name in reference:
-            np.testing.assert_allclose(params[name], reference[name], atol=2e-4, err_msg=name)
+        for one in reference:
+            np.testing.assert_allclose(params[one], reference[one], atol=2e-4, err_msg=one)
 
 
 def test_gradients_match_finite_differences(sae, params):
     """Along random directions, at a point where no latent is about to switch."""
-    _, stats = sae.init(jax.random.key(0), {"x": jnp.asarray(batch(0))})
-    rows = {"x": jnp.asarray(batch(6, 8))}
+    _, stats = init(sae)
+    rows = jax.tree.map(jnp.asarray, batch(sae, 6, 8))
 
     @jax.jit
     def loss(params):
@@ -128,11 +145,9 @@ def test_gradients_match_finite_differences(sae, params):
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         direction = np.random.default_rng(1).normal(size=params[name].shape).astype(np.float32)
         direction /= np.linalg.norm(direction)
-        step = 1e-3
-        up, down = (
-            float(loss({**params, name: params[name] + s * direction})) for s in (step, -step)
-        )
         slope = float(np.sum(grads[name] * direction))
-        np.testing.assert_allclose(
-            (up - down) / (2 * step), slope, rtol=0.05, atol=2e-3, err_msg=name
-        )
+        found = []
+        for step in (1e-3, 1e-4):  # within the larger a latent may switch
+            up, down = (loss({**params, name: params[name] + s * direction}) for s in (step, -step))
+            found.append((float(up) - float(down)) / (2 * step))
+        assert min(abs(f - slope) for f in found) < 2e-3 + 0.05 * abs(slope), (name, slope, found)

@@ -18,13 +18,25 @@ def batch(D, rows, active, seed):
     return np.einsum("bk,bkd->bd", size, D[chosen])
 
 
+def columns(sae, x, seed):
+    """A batch of all that the method reads: x, and what the other columns are made of it."""
+    rng = np.random.default_rng([seed, 8])
+    mix = directions(sae.d_in, sae.d_out, seed=5)
+    made = {
+        "x": lambda: x,
+        "y": lambda: np.tanh(x @ mix) + 0.2,
+        "gradient": lambda: rng.normal(size=x.shape).astype(np.float32),
+    }
+    return {name: made[name]() for name in sae.columns}
+
+
 def fit(sae, batches, optim, mesh, steps, seed=0, change=lambda params: params, hyper=None):
-    """Train on `batches(i)`; returns (params in numpy, list of metrics as floats)."""
+    """Train on `batches(i)`, rows or batches; returns (params in numpy, metrics as floats)."""
     from saex.train.state import init_state
     from saex.train.step import hyper_arrays, make_step
 
     with jax.set_mesh(mesh):
-        sample = {"x": jnp.asarray(batches(10**6))}
+        sample = jax.tree.map(jnp.asarray, _named(batches(10**6)))
         tx = optim.transformation()
         state = init_state(sae, tx, jax.random.key(seed), sample, mesh, "tp")
         state = state.replace(params=change(state.params))
@@ -32,8 +44,12 @@ def fit(sae, batches, optim, mesh, steps, seed=0, change=lambda params: params, 
         sharding = jax.NamedSharding(mesh, jax.P("data"))
         history = []
         for i in range(steps):
-            rows = {"x": jax.device_put(batches(i), sharding)}
+            rows = jax.device_put(_named(batches(i)), sharding)
             state, metrics = step(state, rows, jax.random.key(seed), hyper)
             history.append(metrics)
         history = [{k: float(v) for k, v in m.items()} for m in history]
         return jax.device_get(state.params), history
+
+
+def _named(batch):
+    return batch if isinstance(batch, dict) else {"x": batch}

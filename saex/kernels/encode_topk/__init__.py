@@ -64,3 +64,31 @@ def _backward(k, matmul_dtype, residuals, cotangents):
 
 
 encode_topk.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def chosen_scores(
+    x: Float[Array, "b d"],
+    b_pre: Float[Array, " d"],
+    W_enc: Float[Array, "n d"],
+    b_enc: Float[Array, " n"],
+    values: Float[Array, "b k"],
+    indices: Int[Array, "b k"],
+) -> Float[Array, "b k"]:
+    """``values`` again, as the function of the encoder that they are.
+
+    For pre-activations at ``indices`` that were found without a gradient: what comes back to a
+    slot goes on to its latent's row, as through ``encode_topk``.
+    """
+    return values
+
+
+def _chosen_forward(x, b_pre, W_enc, b_enc, values, indices):
+    return values, (x, b_pre, W_enc, indices)
+
+
+def _chosen_backward(residuals, g):
+    return (*_backward(None, None, residuals, (g,)), None, None)
+
+
+chosen_scores.defvjp(_chosen_forward, _chosen_backward)

@@ -1,0 +1,163 @@
+"""BatchTopK SAE (Bussmann, Leask, Nanda 2024, arXiv 2412.06410)."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from saex.kernels.encode_topk import encode_topk, pre_activations
+from saex.sae import affine, losses, ops, selection
+from saex.sae.base import ArraySpec, DenseCodes, Out
+from saex.typing import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchTopK:
+    """p = (x - b_dec) W_enc^T + b_enc; f = relu(p) where it is among a batch's b k largest.
+
+    So rows have k active latents on average. x_hat = f W_dec + b_dec. At inference f = p where
+    p > threshold: one threshold for all latents, the running mean of the smallest kept value (the
+    paper's estimate; the mean starts at a sample's, so nothing is biased at the start). The batch
+    is the global one, on any mesh. Values equal at the cut are all kept.
+
+    Loss: s * MSE + aux_coefficient * AuxK, both as in ``TopK`` (the authors' code neither detaches
+    the residual nor divides by its variance). Unit decoder rows, tied initialisation.
+
+    Training takes candidates first, the ``capacity`` largest of each row (on each device that
+    holds latents); where a row had more to give, the batch is done again densely: the metric
+    "fallback" says how often.
+
+    Fields:
+      k: mean of active latents a row (a sweep's upper bound).
+      capacity: candidates a row; None: 8 k, at most n.
+      threshold_rate: weight of a batch in the running mean of the smallest kept value; that value
+        falls as batches grow.
+      others: as in ``TopK``.
+    """
+
+    d_in: int
+    n: int
+    k: int = 32
+    capacity: int | None = None
+    threshold_rate: float = 0.01
+    aux_coefficient: float = 1 / 32
+    k_aux: int | None = None
+    dead_after_tokens: int = 10_000_000
+    normalize: affine.Normalize = "unit_mean_square"
+    b_dec_init: affine.BiasInit = "geometric_median"
+    matmul_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    codes: ClassVar[type] = DenseCodes
+    columns: ClassVar[tuple[str, ...]] = ("x",)
+    frozen: ClassVar[tuple[str, ...]] = ("threshold",)
+
+    def __post_init__(self) -> None:
+        affine.check_k(self.k, self.n)
+        affine.check_dead_after(self.dead_after_tokens)
+        if self.capacity is not None and self.capacity < self.k:
+            raise ValueError(f"capacity={self.capacity}: at least k={self.k}, or None")
+        if not 0 < self.threshold_rate <= 1:
+            raise ValueError(f"threshold_rate={self.threshold_rate}: above 0, at most 1")
+
+    @property
+    def d_out(self) -> int:
+        """d_in."""
+        return self.d_in
+
+    def specs(self) -> dict[str, dict[str, ArraySpec]]:
+        """See ``affine.specs``, and the threshold; stats as ``TopK``."""
+        params = affine.specs(self.d_in, self.d_in, self.n)
+        params["threshold"] = ArraySpec((), (), trainable=False, doc="of codes, in scaled units")
+        stats = {
+            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
+            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
+        }
+        return {"params": params, "stats": stats}
+
+    def hyper(self) -> dict[str, float]:
+        """k and the weight of AuxK."""
+        return {"k": float(self.k), "aux_coefficient": self.aux_coefficient}
+
+    def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
+        """As ``TopK``; the threshold at the cut of up to 512 rows of the sample."""
+        weights_key, probe_key = jax.random.split(key)
+        how = self.normalize, self.b_dec_init
+        params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
+        params = affine.match_norms(probe_key, params, self.k)
+        few = x[:512]
+        p = (few - params["b_dec"][None]) @ params["W_enc"].T
+        params["threshold"] = selection.batch_cut(p, self.k * few.shape[0])
+        stats = {
+            "since_fired": jnp.zeros((self.n,), jnp.int32),
+            "mse_scale": affine.mse_scale(x),
+        }
+        return params, stats
+
+    @ops.encode
+    def encode(self, params: Params, x: Any) -> DenseCodes:
+        """Dense codes [b, n] of raw rows [b, d], by the threshold."""
+        p = self._scores(params, affine.scaled(params, x))
+        return DenseCodes(jnp.where(p > params["threshold"], jax.nn.relu(p), 0))
+
+    @ops.decode
+    def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
+        """Raw rows [b, d], float32."""
+        return affine.decode(params, codes, self.matmul_dtype) / params["scale"]
+
+    @ops.loss
+    def loss(
+        self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
+    ) -> tuple[Any, Out]:
+        """s * MSE + aux_coefficient * AuxK of one global batch of raw rows ``batch["x"]``."""
+        n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(batch["x"])
+        held = jax.lax.stop_gradient(params)
+        x = affine.scaled(held, batch["x"])
+        weights = ops.own((x, held["b_dec"], held["W_enc"], held["b_enc"]))
+        size = min(self.capacity or 8 * self.k, n)
+        chosen: tuple = encode_topk(*weights, size, self.matmul_dtype)
+        values, cut, exact = selection.top_of_batch(jax.nn.relu(chosen[0]), n, total)
+
+        def sparse(params):
+            return objective(params, affine.used_slots(values, chosen[1]), cut)
+
+        def dense(params):
+            p = jax.nn.relu(self._scores(params, affine.scaled(params, batch["x"])))
+            cut = selection.batch_cut(p, total)
+            return objective(params, DenseCodes(jnp.where(p >= cut, p, 0)), cut)
+
+        def objective(params, codes, cut):
+            x = affine.scaled(params, batch["x"])
+            after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
+            aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
+            codes, y, aux_k, served = affine.decode_aux(params, x, codes, dead, *aux)
+            mse = stats["mse_scale"] * losses.mse(x - y)
+            metrics = {"mse": mse, "aux_k": aux_k, "aux_served": served}
+            metrics |= {**losses.figures(x, x - y, codes, dead), "cut": cut}
+            lowest = selection.smallest(codes.values)
+            return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, y, lowest)
+
+        loss, (metrics, stats, y, lowest) = selection.exactly(exact, sparse, dense, params)
+        threshold = held["threshold"]
+        # a batch in which nothing is above 0 says nothing
+        moved = threshold + self.threshold_rate * (lowest - threshold)
+        threshold = jnp.where(jnp.isfinite(lowest), moved, threshold)
+        metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
+        return loss, Out(metrics, stats, y, {"threshold": threshold})
+
+    def project_gradients(self, params: Params, grads: Params) -> Params:
+        """Without the part along each decoder row."""
+        return affine.tangent_decoder(params, grads)
+
+    def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
+        """Decoder rows back to unit norm."""
+        return affine.unit_decoder(state)
+
+    @property
+    def aux_latents(self) -> int:
+        """k_aux, or the power of two nearest to d_in / 2, at most n."""
+        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
+
+    def _scores(self, params: Params, x: Any) -> Any:
+        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
+        return pre_activations(x, *weights, self.matmul_dtype)

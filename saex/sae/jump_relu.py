@@ -1,0 +1,160 @@
+"""JumpReLU SAE (Rajamanoharan et al. 2024, arXiv 2407.14435; Gemma Scope, arXiv 2408.05147)."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from saex.kernels.encode_topk import chosen_scores, pre_activations
+from saex.sae import affine, losses, ops, selection
+from saex.sae.activations import jump, step_up
+from saex.sae.base import ArraySpec, DenseCodes, Out, SparseCodes
+from saex.typing import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class JumpReLU:
+    """p = (x - b_dec) W_enc^T + b_enc; f = p where p > theta, one theta a latent.
+
+    x_hat = f W_dec + b_dec. Loss: mean over rows of sum_d (x - x_hat)^2 + l0 * ||f||_0; l0 grows
+    linearly from 0 over ``l0_warmup_steps``. theta = exp(log_threshold) is trained through a
+    rectangle of width ``bandwidth`` around it (straight-through estimators); the count trains
+    nothing but theta. Unit decoder rows, tied initialisation, as in Gemma Scope.
+
+    Thresholds move only where pre-activations fall into the rectangle: with fewer than about 1e9
+    rows the paper's bandwidth and threshold (both 0.001) are too small to lower L0; 0.03 and 0.03
+    suit a few million. Training takes the ``capacity`` latents that are most above their thresholds
+    in each row (on each device that holds latents); where a row has more, the batch is done
+    densely: the metric "fallback" says how often.
+
+    Fields:
+      l0: weight of the number of active latents, for rows with mean square norm 1.
+      l0_target: None, or the L0 to reach: the loss is then l0 * (L0 / l0_target - 1)^2.
+      l0_warmup_steps: steps until the full weight (Gemma Scope: 10,000).
+      bandwidth: width of the rectangle. threshold: theta at initialisation.
+      capacity: candidates a row; 0: always densely.
+      others: as in ``TopK``.
+    """
+
+    d_in: int
+    n: int
+    l0: float = 1e-3
+    l0_target: float | None = None
+    l0_warmup_steps: int = 10_000
+    bandwidth: float = 0.001
+    threshold: float = 0.001
+    capacity: int = 256
+    dead_after_tokens: int = 10_000_000
+    normalize: affine.Normalize = "unit_mean_square"
+    b_dec_init: affine.BiasInit = "zeros"
+    matmul_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    codes: ClassVar[type] = DenseCodes
+    columns: ClassVar[tuple[str, ...]] = ("x",)
+    frozen: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        affine.check_dead_after(self.dead_after_tokens)
+        for name in ("n", "bandwidth", "threshold"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: a number above 0 is needed")
+        for name in ("l0", "l0_warmup_steps", "capacity"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: cannot be negative")
+        if self.l0_target is not None and not self.l0_target > 0:
+            raise ValueError(f"l0_target={self.l0_target}: a number above 0, or None")
+
+    @property
+    def d_out(self) -> int:
+        """d_in."""
+        return self.d_in
+
+    def specs(self) -> dict[str, dict[str, ArraySpec]]:
+        """See ``affine.specs``, and log_threshold; stats: rows since each latent fired."""
+        params = affine.specs(self.d_in, self.d_in, self.n)
+        params["log_threshold"] = ArraySpec((self.n,), ("n",), doc="log of theta, scaled units")
+        stats = {
+            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
+        }
+        return {"params": params, "stats": stats}
+
+    def hyper(self) -> dict[str, float]:
+        """The weight of the count."""
+        return {"l0": self.l0}
+
+    def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
+        """Unit rows, tied; biases 0 (b_dec: as said); theta the same for all latents."""
+        params, _ = affine.init_tied(key, sample["x"], self.n, self.normalize, self.b_dec_init)
+        params["W_enc"] = params["W_dec"] + 0
+        params["log_threshold"] = jnp.full((self.n,), jnp.log(self.threshold))
+        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32)}
+
+    @ops.encode
+    def encode(self, params: Params, x: Any) -> DenseCodes:
+        """Dense codes [b, n] of raw rows [b, d]."""
+        p = self._scores(params, affine.scaled(params, x))
+        return DenseCodes(jnp.where(p > jnp.exp(params["log_threshold"])[None], p, 0))
+
+    @ops.decode
+    def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
+        """Raw rows [b, d], float32."""
+        return affine.decode(params, codes, self.matmul_dtype) / params["scale"]
+
+    @ops.loss
+    def loss(
+        self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
+    ) -> tuple[Any, Out]:
+        """Sum of squares plus the weighted count of active latents, of one global batch."""
+        ramp = losses.ramp(step, self.l0_warmup_steps)
+        held = jax.lax.stop_gradient(params)
+        near = jnp.exp(held["log_threshold"]), max(self.capacity, 1), self.bandwidth / 2
+        encoder = tuple(held[name] for name in ("b_dec", "W_enc", "b_enc"))
+        x = affine.scaled(held, batch["x"])
+        p, indices, _, exact = selection.above(x, *encoder, *near, self.matmul_dtype)
+
+        def sparse(params):
+            encoder = tuple(params[name] for name in ("b_dec", "W_enc", "b_enc"))
+            x, theta = affine.scaled(params, batch["x"]), jnp.exp(params["log_threshold"])
+            scores: Any = chosen_scores(*ops.own((x, *encoder)), p, indices)
+            return objective(params, *self._jump(scores, ops.own(theta)[indices]), indices)
+
+        def dense(params):
+            x, theta = affine.scaled(params, batch["x"]), jnp.exp(params["log_threshold"])
+            return objective(params, *self._jump(self._scores(params, x), theta[None]))
+
+        def objective(params, f, count, indices=None):
+            x = affine.scaled(params, batch["x"])
+            # slots that are not used keep their latents: thresholds feel what is just below them
+            codes = DenseCodes(f) if indices is None else SparseCodes(f, indices)
+            after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
+            y = affine.decode(params, codes, self.matmul_dtype)
+            squares = losses.mse(x - y) * self.d_in
+            active = ops.rows_mean(ops.latents_sum(jnp.sum(count, axis=1)))
+            if self.l0_target is not None:
+                active = jnp.square(active / self.l0_target - 1)
+            metrics = {"mse": squares, "sparsity": active, **losses.figures(x, x - y, codes, dead)}
+            return squares + hyper["l0"] * ramp * active, (metrics, after, y)
+
+        if not self.capacity:
+            exact = jnp.bool_(False)
+        loss, (metrics, stats, y) = selection.exactly(exact, sparse, dense, params)
+        metrics["fallback"] = 1 - exact.astype(jnp.float32)
+        return loss, Out(metrics, stats, y)
+
+    def project_gradients(self, params: Params, grads: Params) -> Params:
+        """Without the part along each decoder row."""
+        return affine.tangent_decoder(params, grads)
+
+    def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
+        """Decoder rows back to unit norm."""
+        return affine.unit_decoder(state)
+
+    def _jump(self, p: Any, theta: Any) -> tuple[Any, Any]:
+        """(f, 1 where f is active) of pre-activations, with the straight-through gradients."""
+        p, theta = ops.own((p, jnp.broadcast_to(theta, p.shape)))
+        return jump(p, theta, self.bandwidth), step_up(p, theta, self.bandwidth)
+
+    def _scores(self, params: Params, x: Any) -> Any:
+        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
+        return pre_activations(x, *weights, self.matmul_dtype)
