@@ -102,6 +102,8 @@ def _fit(
         stream = live.open_stream(config, store, mesh, SAMPLE_ROWS, folder / "rows")
         closing.callback(stream.close)
         log.info("stream: %s", stream.info)
+        numbers = {k: v for k, v in stream.info.items() if isinstance(v, int | float)}
+        facts = {f"stream/{name}": float(value) for name, value in numbers.items()}
         members = members_of(config, folder)
         for m in members:
             closing.callback(m.open(config).close)
@@ -126,14 +128,14 @@ def _fit(
                 batch = next(batches)
             slots, out = step_fn(slots, batch, keys, hypers)
             if pending is not None:
-                _record(members, mesh, config, *pending, clock)
+                _record(members, mesh, config, *pending, clock, facts)
             pending = (step + 1, out)
             stopping = stop.agreed(step)
             evaluating = bool(config.eval.every) and (step + 1) % config.eval.every == 0
             saving = (step + 1) % config.checkpoint.every == 0 or step + 1 == steps or stopping
             if not evaluating and not saving:
                 continue
-            _record(members, mesh, config, *pending, clock)
+            _record(members, mesh, config, *pending, clock, facts)
             pending = None  # seen finite: states may be evaluated and saved
             for i, m in enumerate(members):
                 if m.failed is None:
@@ -182,7 +184,7 @@ def _restore_or_init(
     return stack.join(states, mesh), wanted
 
 
-def _record(members, mesh, config, step, out, clock) -> None:
+def _record(members, mesh, config, step, out, clock, facts) -> None:
     """Look at the metrics of a step that has (almost surely) finished."""
     writing = step % config.log.every == 0 or step in (1, config.n_steps)
     seconds = clock.read(step) if writing else {}
@@ -193,7 +195,8 @@ def _record(members, mesh, config, step, out, clock) -> None:
             m.fail(step)
         if writing and m.failed is None:
             values = {k: float(v) for k, v in values.items() if k != "finite"}
-            m.write(step, {**values, "tokens": step * config.stream.batch, **seconds})
+            said = facts if step == 1 else {}  # what is streamed, once
+            m.write(step, {**values, "tokens": step * config.stream.batch, **seconds, **said})
     failed = [m for m in members if m.failed is not None]
     if len(failed) == len(members):
         raise NotFinite(failed[0].failed)

@@ -57,6 +57,11 @@ def test_a_run_leaves_what_it_promises(unbroken):
     assert all(np.isfinite(result[key]) for key in set(result) - ratios)
     assert json.loads((unbroken / "DONE.json").read_text())["steps"] == 12
     assert list(losses(unbroken)) == list(range(1, 13))
+    streamed = [{k for k in m if k.startswith("stream/")} for m in metrics.read(unbroken)]
+    assert not any(streamed[1:]) and {
+        "stream/rows_kept", "stream/rows_excluded_by_position", "stream/documents_per_batch",
+        "stream/documents_per_random_batch",
+    } <= streamed[0]  # fmt: skip
     looked = [m["step"] for m in metrics.read(unbroken) if "heldout/fvu" in m]
     assert looked == [4, 8, 12] and result["step"] == 12
     sae, params = saex.load_sae(unbroken)
