@@ -67,6 +67,7 @@ def get_config(arg: str = "topk") -> ConfigDict:
                 "chunk_rows": 2048,  # rows a chunk of the store
                 "shuffle": True,  # put the rows of each training segment in random order
                 "norms": True,  # a column SITE.norm for each site
+                "pack": False,  # several documents a context; without, short ones are padded
                 "parts": 1,  # written side by side by the processes of a job
                 "non_finite": "refuse",  # rows with NaN or infinity; or "drop"
                 "check_room": True,  # run: refuse a store that the disk has no room for

@@ -89,6 +89,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     sub.add_argument("target", metavar="TO", nargs="?", help="where copy writes")
     sub.add_argument("--rows", type=int, default=5, help="rows that head shows")
     sub.add_argument("--start", type=int, default=0, help="the first of them")
+    sub.add_argument("--tokenizer", metavar="FOLDER", help="of transformers, for the text of head")
     sub.add_argument("--json", action="store_true")
 
     plain, overrides = [], []
@@ -183,6 +184,7 @@ def _store(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     from saex.data import store_tools as tools
     from saex.data.store_copy import copy_store
     from saex.models import transformer
+    from saex.models.tokenizer import Pretrained
 
     if args.action == "copy" and not args.target:
         raise ValueError("saex store copy DIR TO: name the place to copy to")
@@ -193,6 +195,8 @@ def _store(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     if args.action == "head":
         ours = store.meta.get("model", {}).get("name") == transformer.Transformer.__name__
         decode = transformer.decode if ours else None
+        if args.tokenizer:
+            decode = Pretrained(args.tokenizer).decode
         rows = tools.head(store, args.rows, args.start, decode)
         print(json.dumps(rows, indent=1) if args.json else tools.head_table(rows))
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from saex.data.exclude import NORM
 from saex.data.order import permutation
-from saex.data.text import chunk
+from saex.data.text import Chunk, chunk
 from saex.models.tokenizer import Bytes
 
 if TYPE_CHECKING:
@@ -53,7 +53,50 @@ def choose(model: Any, source: Any, split: str, cfg: Harvest, seed: int) -> Cont
     else:
         documents = source.documents(split)
         pieces = chunk(documents, tokenizer.encode, cfg.context, tokenizer.bos)
-    return _choose(list(pieces), cfg.budget(split), seed)
+    pieces = packed(pieces, cfg.context) if cfg.pack else list(pieces)
+    chosen = _choose(pieces, cfg.budget(split), seed)
+    return chosen if is_compiled(model) else alike(chosen, cfg.batch, seed)
+
+
+def packed(pieces: Iterable[Chunk], context: int) -> list[Chunk]:
+    """Contexts put one behind the other and cut anew into full ones; the last may be short.
+
+    Each keeps its BOS. Column `document` says whose each token is; positions count anew.
+    """
+    parts = list(pieces)
+    lengths = [p.length for p in parts]
+    total, names = sum(lengths), list(parts[0].columns) if parts else []
+    columns = {
+        "tokens": np.concatenate([np.zeros(0, np.int32), *(p.tokens[: p.length] for p in parts)]),
+        "document": np.repeat(np.array([p.document for p in parts], np.int32), lengths),
+        **{n: np.concatenate([p.columns[n][: p.length] for p in parts]) for n in names},
+    }
+    full = {n: np.pad(x, (0, -total % context)).reshape(-1, context) for n, x in columns.items()}
+    out = []
+    for i, tokens in enumerate(full.pop("tokens")):
+        own = {n: x[i] for n, x in full.items()}
+        length = min(context, total - i * context)
+        out.append(Chunk(tokens, length, int(own["document"][0]), 0, own))
+    return out
+
+
+def alike(contexts: Contexts, batch: int, seed: int) -> Contexts:
+    """Contexts in an order in which those of a batch are of like length: less padding.
+
+    Among each 64 batches they are sorted; whole batches then follow each other at random.
+    """
+    order = [np.zeros(0, np.int64)]
+    for start in range(0, len(contexts), 64 * batch):
+        ids = np.argsort(contexts.lengths[start : start + 64 * batch], kind="stable") + start
+        whole = ids[: len(ids) // batch * batch].reshape(-1, batch)
+        order += [whole[permutation(len(whole), seed, start)].reshape(-1), ids[whole.size :]]
+    each = np.concatenate(order)
+    return Contexts(
+        contexts.tokens[each],
+        contexts.lengths[each],
+        contexts.documents[each],
+        {n: x[each] for n, x in contexts.columns.items()},
+    )
 
 
 def tokens_of(contexts: Contexts, begin: int, end: int, batch: int, compiled: bool) -> np.ndarray:

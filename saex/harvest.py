@@ -55,6 +55,9 @@ class Harvest:
         Held-out stores keep contexts together, which evaluations need.
       norms: whether each site gets a column of its norms, `SITE.norm`, by which a stream can leave
         outliers out.
+      pack: whether short contexts are put one behind the other into full ones, so that nothing is
+        padding, but a token sees documents before its own; without it every context is of one
+        document.
       parts: parts that the processes of a job write side by side, a whole number of them for each.
         The store is the same for any number of processes, but not for another number of parts.
       non_finite: what becomes of rows with NaN or infinity: "refuse" stops the harvest, "drop"
@@ -73,6 +76,7 @@ class Harvest:
     chunk_rows: int = 2048
     shuffle: bool = True
     norms: bool = True
+    pack: bool = False
     parts: int = 1
     non_finite: Literal["refuse", "drop"] = "refuse"
     check_room: bool = run_field(True)

@@ -143,7 +143,7 @@ class CausalLM:
                 "model that saex runs itself (subject 'trained' or 'pocket-lm')"
             )
         self._check_sites(taps, stop_at)
-        ids = self._check_tokens(np.asarray(tokens))
+        ids = self._check_tokens(np.array(tokens, np.int64))
         acts: dict[str, np.ndarray] = {}
         with self._lock, contextlib.ExitStack() as hooks:
             for site in dict.fromkeys(taps):
@@ -259,8 +259,12 @@ class CausalLM:
             "architecture": type(self.module).__name__,
             "dtype": self.section.dtype,
             "tokenizer": self.tokenizer.describe(),
-            "weights_sha256": _digest_weights(self.module),
+            "weights_sha256": self._weights,
         }
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return _digest_weights(self.module)
 
 
 # -------------------------------------------------------------------------------------------- sites

@@ -8,7 +8,7 @@ import datetime
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,10 @@ class Pretrained:
                 "expected one"
             )
         return int(ids[0])
+
+    def decode(self, ids: Iterable) -> str:
+        """Token ids to text, special tokens as they are written."""
+        return "".join(self.token_text(int(i)) for i in ids)
 
     def token_text(self, token: int) -> str:
         """One token as a reader sees it; part of a character is shown as the tokenizer has it."""

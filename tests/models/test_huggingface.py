@@ -1,6 +1,7 @@
 """Models of `transformers`: sites hold what transformers says they hold."""
 
 import importlib.util
+import itertools
 import json
 import re
 import shutil
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from saex.data import Store
+from saex.data.chat import Chat
+from saex.harvest import Harvest, harvest
 from saex.models import MODELS, HuggingFace
 from saex.registry import make as make_section
 from tests import runs
@@ -291,3 +294,30 @@ def test_a_whole_run_ends_well_and_says_what_it_left_out(folder, load, tmp_path)
         store.columns["blocks.1.resid_post"].numpy_dtype
     )
     assert (store.read("blocks.1.resid_post")[at] == expected).mean() > 0.99
+
+
+def test_conversations_are_read_each_by_itself(load, tmp_path):
+    rows = [
+        {"messages": [
+            {"role": "user", "content": f"for {i}" * (1 + i % 3)},
+            {"role": "assistant", "content": "return " * (i % 2)},
+        ]}
+        for i in range(30)
+    ]  # fmt: skip
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model, site = load("llama"), "model.layers.1.mlp"
+    cfg = Harvest(batch=4, dtype="float32", chunk_rows=64, shuffle=False)
+    source = Chat(str(tmp_path / "t.jsonl"))
+    store = harvest(model, {}, source, "train", tmp_path / "store", cfg, sites=[site])
+    starts = np.append(np.flatnonzero(store.read("position") == 0), store.rows)
+    assert len(starts) > 20 and len(set(store.read("document"))) == len(starts) - 1
+    for start, stop in itertools.pairwise(starts.tolist()):
+        tokens = store.read("tokens", start, stop)
+        _, acts = model.run({}, tokens[None], [site], stop_at=site)
+        np.testing.assert_allclose(
+            store.read(site, start, stop), acts[site][0], rtol=1e-4, atol=1e-5
+        )
+        text = model.tokenizer.decode(tokens)
+        assert text.startswith("<s><|im_start|>user\nfor ")
+    answers = model.tokenizer.decode(store.read("tokens")[store.read("role") == 3])
+    assert set(answers) == set("return")

@@ -1,0 +1,70 @@
+"""Contexts: packed into full ones, and put beside others of like length."""
+
+import numpy as np
+import pytest
+
+from saex.contexts import Contexts, alike, packed, rows_of, tokens_of
+from saex.data.text import Chunk
+
+
+def chunks(lengths, context=16):
+    """Token ids say which document and position they are of."""
+    out = []
+    for number, length in enumerate(lengths):
+        tokens, mark = np.zeros(context, np.int32), np.zeros(context, np.int8)
+        tokens[:length] = 100 * number + np.arange(length)
+        mark[:length] = np.arange(length) % 3
+        out.append(Chunk(tokens, length, number, 0, {"mark": mark}))
+    return out
+
+
+def test_packed_contexts_are_full_and_hold_the_same_tokens():
+    lengths = [5, 16, 3, 1, 16, 9, 2]
+    before, after = chunks(lengths), packed(chunks(lengths), 16)
+    assert [c.length for c in after] == [16, 16, 16, 4]
+    tokens = np.concatenate([c.tokens[: c.length] for c in after])
+    assert tokens.tolist() == [t for c in before for t in c.tokens[: c.length]]
+    for c in after:
+        assert c.tokens.dtype == np.int32 and not c.tokens[c.length :].any()
+        document = c.columns["document"][: c.length]
+        assert document.dtype == np.int32 and (document == c.tokens[: c.length] // 100).all()
+        assert c.document == document[0]
+        assert (c.columns["mark"][: c.length] == c.tokens[: c.length] % 100 % 3).all()
+        assert c.columns["mark"].dtype == np.int8
+    assert packed([], 16) == []
+
+
+@pytest.mark.parametrize("count", [0, 3, 8, 1000, 1003])
+def test_contexts_of_like_length_are_read_together(count):
+    lengths = np.random.default_rng(0).integers(2, 400, count)
+    tokens = np.arange(count, dtype=np.int32)[:, None]
+    documents = np.arange(count, dtype=np.int32)
+    contexts = Contexts(tokens, lengths, documents, {"role": tokens})
+    one = alike(contexts, 4, seed=0)
+    assert sorted(one.documents.tolist()) == documents.tolist()
+    assert (one.lengths == lengths[one.documents]).all()
+    assert (one.tokens[:, 0] == one.documents).all() and (one.columns["role"] == one.tokens).all()
+    again, other = alike(contexts, 4, seed=0), alike(contexts, 4, seed=1)
+    assert (again.documents == one.documents).all()
+    if count < 1000:
+        return
+    assert (other.documents != one.documents).any()
+    assert padding(one, 4) < 0.05 < 0.4 < padding(contexts, 4)
+    means = one.lengths[: count // 4 * 4].reshape(-1, 4).mean(axis=1)
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2, "short ones come first"
+
+
+def padding(contexts, batch):
+    """Padding, over what counts."""
+    lengths = contexts.lengths[: len(contexts) // batch * batch].reshape(-1, batch)
+    return (lengths.max(axis=1) * batch).sum() / lengths.sum() - 1
+
+
+def test_what_is_not_compiled_is_spared_padding():
+    tokens = np.ones((5, 200), np.int32)
+    contexts = Contexts(tokens, np.array([3, 64, 65, 200, 7]), np.arange(5, dtype=np.int32))
+    shapes = [tokens_of(contexts, i, j, 4, False).shape for i, j in ((0, 2), (1, 3), (3, 5))]
+    assert shapes == [(2, 64), (2, 128), (2, 200)]
+    assert tokens_of(contexts, 4, 5, 4, True).shape == (4, 200)
+    rows = rows_of(contexts, 0, 3, {"x": np.ones((4, 128, 7))})
+    assert rows["x"].shape == (132, 7) and rows["position"].max() == 64
