@@ -22,6 +22,7 @@ import jax
 
 from saex.contexts import choose, is_compiled, make_forward
 from saex.data.manifest import Manifest
+from saex.data.resident import Device
 from saex.data.store_writer import StoreWriter
 from saex.harvest import Harvest, buffer_bytes, columns_of, describe, settle
 from saex.live_rows import LiveRows
@@ -166,7 +167,7 @@ def check_live(config: Any) -> None:
         )
 
 
-def _devices(count: int, mesh: Any) -> list[jax.Device]:
+def _devices(count: int, mesh: Any) -> list[Device]:
     """The devices of this process that the subject model runs on."""
     here = jax.local_devices()
     if count > len(here):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saex.data.manifest import Column
+from saex.data.resident import Device
 
 
 class Assembly:
@@ -19,7 +20,7 @@ class Assembly:
       arrays: {column: {device: [>= rows, *shape]}}; the last rows may be of no position.
     """
 
-    def __init__(self, columns: Mapping[str, Column], rows: int, devices: Sequence[jax.Device]):
+    def __init__(self, columns: Mapping[str, Column], rows: int, devices: Sequence[Device]):
         """Begins with nothing; memory is taken with the first pass.
 
         Args:
@@ -28,7 +29,7 @@ class Assembly:
           devices: where.
         """
         self.columns, self._rows, self._devices = dict(columns), rows, tuple(devices)
-        self.arrays: dict[str, dict[jax.Device, jax.Array]] = {name: {} for name in columns}
+        self.arrays: dict[str, dict[Device, jax.Array]] = {name: {} for name in columns}
 
     def add(self, acts: Mapping[str, jax.Array], lengths: np.ndarray, at: int) -> list[str]:
         """Puts the rows of one forward pass at place `at`; names columns with NaN or infinity.
@@ -51,7 +52,7 @@ class Assembly:
                 arrays[device] = _put(before, x, places, jax.device_put(np.int32(at), device))
         return [name for name, fine in finite.items() if not bool(fine)]
 
-    def _empty(self, name: str, device: jax.Device) -> jax.Array:
+    def _empty(self, name: str, device: Device) -> jax.Array:
         column = self.columns[name]
         return jnp.zeros((self._rows, *column.shape), column.numpy_dtype, device=device)
 

@@ -15,6 +15,7 @@ import numpy as np
 from saex.contexts import Contexts, rows_of, tokens_of
 from saex.data.buffer import all_finite
 from saex.data.manifest import Manifest, StoreError
+from saex.data.resident import Device
 from saex.data.store import Store
 from saex.data.store_remote import place
 from saex.live_devices import Assembly
@@ -54,7 +55,7 @@ class LiveRows(Store):
         batch: int,
         compiled: bool = True,
         wanted: Sequence[str],
-        devices: Sequence[jax.Device],
+        devices: Sequence[Device],
         tee: Tee | None = None,
     ):
         """Prepares; runs nothing yet.
@@ -77,7 +78,7 @@ class LiveRows(Store):
         self._compiled = compiled
         self._forward, self._params = forward, dict.fromkeys(devices, params)
         self._turn = itertools.cycle(self._params)
-        self._placed: set[jax.Device] = set()
+        self._placed: set[Device] = set()
         self._wanted = tuple(wanted)
         self._row_ends = np.cumsum(contexts.lengths)
         last = np.minimum(np.arange(batch, len(contexts) + batch, batch), len(contexts)) - 1
@@ -144,8 +145,8 @@ class LiveRows(Store):
         names: Sequence[str],
         ranges: Sequence[tuple[int, int]],
         rows: int,
-        devices: Sequence[jax.Device],
-    ) -> dict[str, dict[jax.Device, jax.Array]]:
+        devices: Sequence[Device],
+    ) -> dict[str, dict[Device, jax.Array]]:
         """Whole chunks one behind the other, {column: {device: [>= rows, *shape]}}.
 
         Activations go from the model's device to these without a stay on the host, except for what
@@ -247,7 +248,7 @@ class LiveRows(Store):
         while running:
             yield self._done(*running.popleft())
 
-    def _start(self, chunk: int, device: jax.Device) -> Mapping[str, jax.Array]:
+    def _start(self, chunk: int, device: Device) -> Mapping[str, jax.Array]:
         """Starts the forward pass of a chunk."""
         if device not in self._placed:
             self._params[device] = jax.device_put(self._params[device], device)

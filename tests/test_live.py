@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -509,6 +512,52 @@ def test_a_longer_run_of_a_complete_tee_goes_on_without_it(folder, unbroken, unj
     assert info(folder / "longer")["step"] == 62 and "is complete" not in caplog.text
     store = Store.open(folder / "longer" / "store" / "train")
     assert store.digest == Store.open(unbroken / "store" / "train").digest
+
+
+def test_a_stack_trains_on_one_live_stream(folder):
+    members = [{"seed": 0}, {"seed": 1}]
+    result = loop.train(config(folder, members=members, steps=8), folder / "stack")
+    assert set(result["members"]) == {"00", "01"}
+    assert all(np.isfinite(each["fvu"]) for each in result["members"].values())
+    digests = [info(folder / "stack" / "members" / m)["params_digest"] for m in ("00", "01")]
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(folder, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict({mapping(folder, log__every=1, steps=40)!r})\n"
+    )
+    run = [sys.executable, "-m", "saex.cli", "train", f"--config={path}", "--config.mesh.data=2"]
+    quiet = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    subprocess.run([*run, f"--workdir={tmp_path / 'one'}"], check=True, timeout=300, **quiet)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = {"SAEX_COORDINATOR": f"127.0.0.1:{port}", "SAEX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            [*run, f"--workdir={tmp_path / 'two'}"],
+            env={**os.environ, **names, "SAEX_PROCESS_ID": str(i)},
+            **quiet,
+        )
+        for i in range(2)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors.decode()[-2000:]
+    finally:
+        for process in processes:
+            process.kill()
+    one, two = (
+        [line["loss"] for line in metrics.read(tmp_path / name) if "loss" in line]
+        for name in ("one", "two")
+    )
+    assert len(one) == 40
+    np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from saex.data.manifest import StoreError
 from saex.data.order import Order, Piece
 from saex.data.windows import Window, Windows
 
-OnDevices = Mapping[jax.Device, jax.Array]
+Device = Any  # jax.Device, which type checkers take for a variable
+OnDevices = Mapping[Device, jax.Array]
 
 
 class DeviceWindows(Windows):
@@ -32,7 +33,7 @@ class DeviceWindows(Windows):
 
     def __init__(
         self,
-        devices: Sequence[jax.Device],
+        devices: Sequence[Device],
         store: Any,
         names: Sequence[str],
         order: Order,
@@ -55,7 +56,7 @@ class DeviceWindows(Windows):
         return Window(arrays, places.astype(np.int32), self._columns)
 
     def _read_and_put(
-        self, names: Sequence[str], ranges: list, rows: int, devices: Sequence[jax.Device]
+        self, names: Sequence[str], ranges: list, rows: int, devices: Sequence[Device]
     ) -> dict[str, OnDevices]:
         """Columns of a store on each device. The memory is new: on CPU the array may be it."""
         out = {}
@@ -131,9 +132,7 @@ class Resident:
         """Stops reading ahead and lets go of the memory."""
         self._lanes.close()
 
-    def _pick(
-        self, device: jax.Device, spans: list[tuple[Span, list[Piece]]]
-    ) -> dict[str, jax.Array]:
+    def _pick(self, device: Device, spans: list[tuple[Span, list[Piece]]]) -> dict[str, jax.Array]:
         """A device's rows of a batch. Shapes are the same at all steps: at the edge of a window a
         second pass fills in the rows of the next one.
         """
@@ -159,7 +158,7 @@ class Resident:
         return jax.make_array_from_single_device_arrays(shape, self._sharding, parts)
 
 
-def put(buffer: np.ndarray, devices: Sequence[jax.Device]) -> dict[jax.Device, jax.Array]:
+def put(buffer: np.ndarray, devices: Sequence[Device]) -> dict[Device, jax.Array]:
     """The array on each device. Nobody may write to `buffer` any more."""
     return {device: jax.device_put(buffer, device) for device in devices}
 
@@ -186,7 +185,7 @@ def _turn(
     turn: int,
     spans: list[tuple[Span, list[Piece]]],
     windows: list[list[Window]],
-    device: jax.Device,
+    device: Device,
 ) -> tuple[tuple[dict[str, jax.Array], ...], np.ndarray, np.ndarray]:
     """Of every lane the turn-th window, the places of its rows in it, and which rows these are."""
     arrays, places, filled = [], [], []
@@ -229,6 +228,6 @@ def _more(columns, dtypes, before, windows, places, filled, sizes):
     return jax.tree.map(choose, before, new)
 
 
-def _alone(device: jax.Device) -> Any:
+def _alone(device: Device) -> Any:
     """A context in which one device computes, whatever mesh is set around."""
     return jax.set_mesh(jax.sharding.Mesh(np.array([device]), ("alone",)))
