@@ -100,20 +100,21 @@ def decode_aux(
       codes: sparse ones as ``decode_chosen`` takes them; dense ones with a gradient of their own.
       coefficient: 0 leaves AuxK out.
     """
-    chosen, y = codes, jnp.zeros(())
+    if not coefficient:
+        if isinstance(codes, DenseCodes):
+            y = ops.decode_part(codes, params["W_dec"], matmul_dtype)
+        else:
+            codes, y = decode_chosen(params, x, codes)
+        return codes, y + params["b_dec"][None], jnp.zeros(()), jnp.zeros(())
+    aux = dead, k_aux, matmul_dtype
     if isinstance(codes, DenseCodes):
-        y = ops.decode_part(codes, params["W_dec"], matmul_dtype)
         nothing = jnp.zeros((x.shape[0], 1))
         chosen = SparseCodes(*ops.own((nothing, nothing.astype(jnp.int32))))
-    elif not coefficient:
-        codes, y = decode_chosen(params, x, chosen)
-    if not coefficient:
-        return codes, y + params["b_dec"][None], jnp.zeros(()), jnp.zeros(())
-    chosen, of_chosen, y_dead, served = decode_chosen_aux(
-        params, x, chosen, dead, k_aux, matmul_dtype
-    )
-    codes = codes if isinstance(codes, DenseCodes) else chosen
-    y = y + of_chosen + params["b_dec"][None]
+        _, _, y_dead, served = decode_chosen_aux(params, x, chosen, *aux)
+        y = ops.decode_part(codes, params["W_dec"], matmul_dtype)
+    else:
+        codes, y, y_dead, served = decode_chosen_aux(params, x, codes, *aux)
+    y = y + params["b_dec"][None]
     return codes, y, losses.aux_k(x - y, y_dead, dead), served
 
 

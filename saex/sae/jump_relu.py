@@ -108,10 +108,16 @@ class JumpReLU:
         """Sum of squares plus the weighted count of active latents, of one global batch."""
         ramp = losses.ramp(step, self.l0_warmup_steps)
         held = jax.lax.stop_gradient(params)
-        near = jnp.exp(held["log_threshold"]), max(self.capacity, 1), self.bandwidth / 2
-        encoder = tuple(held[name] for name in ("b_dec", "W_enc", "b_enc"))
-        x = affine.scaled(held, batch["x"])
-        p, indices, _, exact = selection.above(x, *encoder, *near, self.matmul_dtype)
+        p, indices, _, exact = selection.above(
+            affine.scaled(held, batch["x"]),
+            held["b_dec"],
+            held["W_enc"],
+            held["b_enc"],
+            jnp.exp(held["log_threshold"]),
+            max(self.capacity, 1),
+            self.bandwidth / 2,
+            self.matmul_dtype,
+        )
 
         def sparse(params):
             encoder = tuple(params[name] for name in ("b_dec", "W_enc", "b_enc"))
