@@ -125,7 +125,8 @@ def _train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int | 
     if distributed.is_main():
         for name, scores in result.get("members", {"": result}).items():
             print(f"{args.workdir}/members/{name}" if name else "", table(scores), sep="\n")
-        print(f"{args.workdir}: eval.json, report.html, metrics.jsonl, checkpoints/")
+        where = f"{args.workdir}/members/*" if "members" in result else args.workdir
+        print(f"{where}: eval.json, report.html, metrics.jsonl, checkpoints/")
     return 0
 
 
@@ -153,13 +154,20 @@ def _report(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
 def _info(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     if args.config is not None:
         return _cost(args, overrides)
-    from saex.checkpoint import info
+    import pathlib
 
-    found = info(args.workdir)
+    from saex.checkpoint import info
+    from saex.evaluate import member_folders
+
+    members = member_folders(pathlib.Path(args.workdir))
+    found = {str(folder): info(folder) for folder in members or [args.workdir]}
     if args.json:
-        print(json.dumps(found, indent=1, sort_keys=True))
-    else:
-        for key, value in found.items():
+        only = found if members else found[args.workdir]
+        print(json.dumps(only, indent=1, sort_keys=True))
+        return
+    for folder, facts in found.items():
+        print(f"\n{folder}" if members else "", end="\n" if members else "")
+        for key, value in facts.items():
             print(f"{key:16} {value}")
 
 

@@ -111,7 +111,8 @@ class Member:
             + ". Lower optim.lr, set optim.clip=1.0, or look at the data"
         )
         if self.name != "train":
-            log.error("member %s: %s. The others go on", self.name, self.failed)
+            mend = "The others go on; train this one again in a workdir of its own"
+            log.error("member %s: %s. %s", self.name, self.failed, mend)
             if distributed.is_main():
                 metrics.write_json(self.folder / FAILED, {"step": step, "why": self.failed})
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import saex
-from saex import loop, metrics
+from saex import cli, loop, metrics
 from saex.checkpoint import info
 from saex.config import expand
 from saex.registry import ConfigError
@@ -113,9 +113,12 @@ def test_places_of_a_mesh_give_the_same(folder):
         assert saex.load_sae(other)[1]["W_enc"].shape == (64, 16)
 
 
-def test_a_stack_of_one_is_a_stack(folder):
+def test_a_stack_of_one_is_a_stack(folder, capsys):
     config = runs.config(folder, members=({"seed": 1},), store=str(folder / "run/store"))
     first = loop.train(config, folder / "one")
+    assert cli.main(["info", str(folder / "one"), "--json"]) == 0
+    (facts,) = json.loads(capsys.readouterr().out).values()
+    assert facts["step"] == 12
     assert list(first["members"]) == ["00"] and (folder / "one/config.json").exists()
     again, strict = loop.train(config, folder / "one"), {"parse_constant": pytest.fail}
     assert again == json.loads((folder / "one/eval.json").read_text(), **strict)
