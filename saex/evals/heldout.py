@@ -116,9 +116,11 @@ class HeldOut:
         ]
         notes = []
         if rules:
-            notes.append(
-                f"Left out: {'; '.join(rules)}. There the model keeps its own activation in every "
-                "variant, and what it predicts from there is not scored."
+            notes.append(f"Left out: {'; '.join(rules)}.")
+        if rules and self.editable:
+            notes[-1] += (
+                " There the model keeps its own activation in every variant, and what it predicts "
+                "from there is not scored."
             )
         if not self.editable:
             notes.append(

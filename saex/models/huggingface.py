@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -19,6 +20,8 @@ from jaxtyping import Array, Float, Integer
 
 from saex.models.tokenizer import Pretrained
 from saex.registry import choices, run_field
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,7 @@ class HuggingFace:
         for name in ("torch", "transformers"):
             if importlib.util.find_spec(name) is None:
                 raise ImportError(f"subject 'huggingface' needs {name}: pip install 'saex[torch]'")
-        if os.path.isdir(self.path):
+        if os.path.isdir(self.path) or not HUB_NAME.fullmatch(self.path):
             _check_folder(self.path)
         return CausalLM(self), {}
 
@@ -220,13 +223,19 @@ class CausalLM:
         return module.eval().to(self._device)
 
     def _pretrained(self, factory: Any, **options: Any) -> Any:
+        path = self.section.path
         try:
-            return factory.from_pretrained(self.section.path, trust_remote_code=False, **options)
+            return factory.from_pretrained(path, trust_remote_code=False, **options)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{path!r} is no folder with a model, and transformers finds none of that name on "
+                f"the hub ({str(error).splitlines()[0]})"
+            ) from error
         except ValueError as error:
             if "trust_remote_code" not in str(error):
                 raise
             raise ValueError(
-                f"{self.section.path} brings code of its own, and saex executes no code of a "
+                f"{path!r} brings code of its own, and saex executes no code of a "
                 "model's folder: use an architecture that transformers knows"
             ) from error
 
@@ -335,6 +344,10 @@ def _stop(x: Any) -> None:
 
 
 def _check_folder(path: str) -> None:
+    if not os.path.isdir(path):
+        raise FileNotFoundError(
+            f"no folder {path!r}: name the folder of a model, or one on the hub"
+        )
     files = os.listdir(path)
     if "config.json" not in files:
         raise FileNotFoundError(

@@ -137,12 +137,12 @@ def test_sites_are_in_the_order_of_computation(load):
         order = [
             "blocks.0.resid_pre", "blocks.0.attn_out", "blocks.0.mlp_in", f"{layers}.0.mlp",
             "blocks.0.resid_post", "blocks.1.resid_pre", f"{layers}.1.mlp", f"{layers}.2",
-            "lm_head",
+            sites[-1],
         ]  # fmt: skip
         places = [sites.index(s) for s in order]
         assert places == sorted(places), order
         widths = load(name).sites
-        assert {widths[s] for s in order[:-1]} == {tiny.WIDTH} and widths["lm_head"] == tiny.VOCAB
+        assert {widths[s] for s in order[:-1]} == {tiny.WIDTH} and widths[sites[-1]] == tiny.VOCAB
         assert not [s for s in sites if "rotary" in s], "what is no vector a token is no site"
     assert load("llama").sites["model.layers.0.mlp.up_proj"] == 24
 
@@ -203,11 +203,16 @@ def test_a_store_knows_weights_and_tokenizer(load, folder, tmp_path):
 # ----------------------------------------------------------------------------- folders of strangers
 
 
-def test_folders_that_cannot_be_used_are_named(folder, tmp_path):
+def test_folders_that_cannot_be_used_are_named(tmp_path, monkeypatch):
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty' has no config.json"):
         HuggingFace(str(empty)).load()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match=r"no folder '.*gone'"):
+        HuggingFace(str(tmp_path / "gone")).load()
+    with pytest.raises(FileNotFoundError, match=r"'saex/gone' is no folder .* on the hub"):
+        _ = HuggingFace("saex/gone").load()[0].sites
     bare = tmp_path / "bare"
     tiny.make("llama").save_pretrained(bare)
     with pytest.raises(FileNotFoundError, match=r"no tokenizer can be read from .*bare"):
