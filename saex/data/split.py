@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
+from saex.data.lease import Lease
 from saex.data.manifest import MANIFEST, STRING, Column, StoreError
 from saex.data.ranges import row_range
+from saex.data.raw import bits
 from saex.data.store import Store
 from saex.data.store_remote import RemotePath, is_remote, place
 from saex.data.text import HELDOUT_SHARE, check_split
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from saex.data.mixed import Mixed
 
 DOCUMENT, POSITION = "document", "position"
+# Bytes that are read side by side, before rows of the other side are left out.
+_SCRATCH = 2**25
 
 
 def open_split(path: str | os.PathLike, split: str) -> Store | Part | Mixed:
@@ -72,6 +77,7 @@ class Part:
         starts = self._chunks[:, 0]
         kept = np.add.reduceat(self._mask, starts, dtype=np.int64) if len(starts) else starts
         self._ends = np.cumsum(kept)
+        self._lease = Lease()
 
     @property
     def path(self) -> Path | RemotePath:
@@ -143,23 +149,55 @@ class Part:
         out: np.ndarray,
         checksums: bool = False,
     ) -> int:
-        """As ``Store.read_ranges``. Whole chunks of the store are read for the rows in them."""
-        at = 0
+        """As ``Store.read_ranges``. Chunks of the store are read from the first to the last of the
+        rows in them, many side by side, and what belongs to the other side is left out.
+        """
+        column, at = self.column(name), 0
+        size = self._store.chunk_rows * int(np.prod(column.shape, dtype=np.int64))
+        many = max(1, _SCRATCH // max(1, size * column.numpy_dtype.itemsize))
+        pieces = self._pieces(ranges)
+        while group := list(itertools.islice(pieces, many)):
+            shape = (many * self._store.chunk_rows, *column.shape)
+            rows = self._lease.empty(shape, column.numpy_dtype)
+            spans, places = _spans(group)
+            self._store.read_ranges(name, spans, rows, checksums)
+            for where in places:
+                target = bits(out[at : at + len(where)])
+                np.take(bits(rows), where, axis=0, out=target, mode="clip")
+                at += len(where)
+        return at
+
+    def _pieces(self, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:
+        """Rows of this side -> (chunk, rows of the store), for each chunk that they lie in."""
         for start, stop in ranges:
             while start < stop:
                 chunk = int(np.searchsorted(self._ends, start, side="right"))
                 end = min(stop, int(self._ends[chunk]))
-                out[at : at + end - start] = self._read_in(chunk, name, start, end, checksums)
-                at, start = at + end - start, end
-        return at
+                before = int(self._ends[chunk - 1]) if chunk else 0
+                begin, finish = map(int, self._chunks[chunk])
+                inside = np.flatnonzero(self._mask[begin:finish])[start - before : end - before]
+                yield chunk, begin + inside
+                start = end
 
-    def _read_in(self, chunk: int, name: str, start: int, stop: int, checksums: bool) -> np.ndarray:
-        """Rows of this side that lie in one chunk."""
-        begin, end = map(int, self._chunks[chunk])
-        before = int(self._ends[chunk - 1]) if chunk else 0
-        places = np.flatnonzero(self._mask[begin:end])[start - before : stop - before]
-        low, high = int(places[0]), int(places[-1]) + 1
-        return self._store.read(name, begin + low, begin + high, checksums)[places - low]
+
+def _spans(
+    pieces: Sequence[tuple[int, np.ndarray]],
+) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
+    """Ranges of the store that hold rows, one for chunks that follow each other, and the places of
+    the rows of each chunk when the ranges are read one behind the other.
+    """
+    spans, places, size, last = [], [], 0, -2
+    for chunk, rows in pieces:
+        low, high = int(rows[0]), int(rows[-1]) + 1
+        if chunk == last + 1 and spans and low >= spans[-1][1]:
+            size += high - spans[-1][1]
+            spans[-1] = spans[-1][0], high
+        else:
+            size += high - low
+            spans.append((low, high))
+        places.append(rows + (size - high))
+        last = chunk
+    return spans, places
 
 
 def held_out(numbers: np.ndarray) -> np.ndarray:

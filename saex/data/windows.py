@@ -15,6 +15,7 @@ from saex.data import quantise
 from saex.data.exclude import Kept
 from saex.data.manifest import Column
 from saex.data.order import Order
+from saex.data.raw import bits
 from saex.data.split import Part
 from saex.data.store import Store
 
@@ -161,8 +162,3 @@ class Windows:
     def _new_buffers(self) -> dict[str, np.ndarray]:
         stored = self._stored.items()
         return {name: np.empty((self.rows, *c.shape), c.numpy_dtype) for name, c in stored}
-
-
-def bits(array: np.ndarray) -> np.ndarray:
-    """The same memory as unsigned integers: numpy copies its own dtypes faster than bfloat16."""
-    return array.view(f"u{array.dtype.itemsize}")
