@@ -223,7 +223,8 @@ def describe(config: Config) -> str:
     counts = {name: math.prod(s.shape) for name, s in specs["params"].items()}
     each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     dtypes = config.harvest.dtype, config.optim.moments
-    memory = cost.memory(config.sae, config.stream.batch, config.mesh, *dtypes)
+    members = max(len(config.members), 1)
+    memory = cost.memory(config.sae, config.stream.batch, config.mesh, *dtypes, members)
     lines = [
         json.dumps(to_json(config), indent=1),
         f"hash            {run_hash(config)}",

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 
 from saex.sharding import DATA, make_mesh
 from saex.train.optim import Optim
+from saex.train.stack import make_stack_step
 from saex.train.state import abstract_state
 from saex.train.step import hyper_arrays, make_step
 
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1}
 
 
-def train_step(sae, batch, config, mesh=None, platform="cpu"):
-    """The compiled step of ``sae`` for ``batch`` bfloat16 rows, from shapes alone."""
+def train_step(sae, batch, config, mesh=None, platform="cpu", members=1):
+    """The compiled step of ``sae`` for ``batch`` bfloat16 rows, from shapes alone; or a stack's."""
     mesh = make_mesh(config) if mesh is None else mesh
     optim = Optim()
     with jax.set_mesh(mesh):
@@ -30,7 +31,11 @@ def train_step(sae, batch, config, mesh=None, platform="cpu"):
             name: jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
             for name in jax.eval_shape(lambda: hyper_arrays(sae, optim, 100))
         }
-        traced = make_step(sae, optim, 100).trace(state, {"x": x}, key, hyper)
+        if members > 1:
+            step, many = make_stack_step(sae, optim, 100), lambda one: [one] * members
+            traced = step.trace(many(state), {"x": x}, many(key), many(hyper))
+        else:
+            traced = make_step(sae, optim, 100).trace(state, {"x": x}, key, hyper)
         return traced.lower(lowering_platforms=(platform,)).compile()
 
 

@@ -30,6 +30,15 @@ def test_prediction_is_within_a_tenth_of_the_compiled_program(name):
     assert predicted.total == pytest.approx(compiled.bytes_of(program), rel=0.1), f"\n{predicted}"
 
 
+@pytest.mark.parametrize(
+    "sae", [TopK(256, 2048, 32), ReLU(256, 2048)], ids=lambda s: s.codes.__name__
+)
+def test_a_stack_is_predicted_within_a_tenth(sae):
+    program = compiled.train_step(sae, 4096, MeshConfig(), members=3)
+    predicted = cost.memory(sae, 4096, MeshConfig(), members=3)
+    assert predicted.total == pytest.approx(compiled.bytes_of(program), rel=0.1), f"\n{predicted}"
+
+
 def test_the_cases_differ_in_what_is_largest():
     moments = [cost.memory(*CASES[name]).moments for name in CASES]
     largest = {max(m, key=lambda name: m[name]) for m in moments}

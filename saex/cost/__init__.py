@@ -101,15 +101,20 @@ def step(
 
 
 def memory(
-    sae: Any, batch: int, mesh: MeshConfig, dtype: str = "bfloat16", moments: str = "float32"
+    sae: Any,
+    batch: int,
+    mesh: MeshConfig,
+    dtype: str = "bfloat16",
+    moments: str = "float32",
+    members: int = 1,
 ) -> Memory:
     """What one device holds during a training step: see ``saex.cost.memory``.
 
     Args:
       sae: a dictionary. batch: rows of the global batch, of ``dtype``. mesh: how both are split.
-      moments: dtype of Adam's moments.
+      moments: dtype of Adam's moments. members: of a stack.
     """
-    return memory_of_step(sae, batch, mesh, dtype, moments)
+    return memory_of_step(sae, batch, mesh, dtype, moments, members)
 
 
 def _exchange(c: collectives.Collective) -> Term:

@@ -28,6 +28,8 @@ class Held:
       fewer: the same where selection is one call: XLA then makes less of it ahead.
       update: [n, d] while the optimiser runs.
       scores: [rows, n] while latents are selected. rows: [b, d] before and after the decoder.
+      member: (matrices, rows) that every further member of a stack keeps through the others' parts;
+        of one with dense codes all that it has.
     """
 
     matrices: int
@@ -35,11 +37,12 @@ class Held:
     update: int
     scores: int
     rows: int
+    member: tuple[int, int]
 
 
 # XLA:CPU of JAX 0.10: two gradients, and Adam's four scalars as matrices, since it fuses the update
 # into the sum of squares behind the decoder's norms; the scores once more with their bias.
-CPU = Held(matrices=6, fewer=3, update=8, scores=2, rows=4)
+CPU = Held(matrices=6, fewer=3, update=8, scores=2, rows=4, member=(6, 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,24 +87,37 @@ def of_step(
     mesh: MeshConfig,
     dtype: str = "bfloat16",
     moments: str = "float32",
+    members: int = 1,
 ) -> Memory:
     """The bytes of one training step with the CPU's kernels.
 
     Args:
       sae: a dictionary. batch: rows of the global batch. mesh: how rows and latents are split.
-      dtype: of the batch. moments: dtype of Adam's.
+      dtype: of the batch. moments: dtype of Adam's. members: of a stack; its temporary arrays are
+        known for one device, on several they may be a third more.
     """
+    slots = members // mesh.sweep
     specs = sae.specs()
     trainable = {name: s for name, s in specs["params"].items() if s.trainable}
     width = sum(sae.d_in if column == "x" else sae.d_out for column in sae.columns)
     rows = batch // mesh.data
     return Memory(
-        parameters=bytes_per_device(specs["params"], mesh),
-        optimiser=2 * bytes_per_device(trainable, mesh) * _itemsize(moments) // 4 + 4,
-        statistics=bytes_per_device(specs["stats"], mesh),
+        parameters=slots * bytes_per_device(specs["params"], mesh),
+        optimiser=slots * (2 * bytes_per_device(trainable, mesh) * _itemsize(moments) // 4 + 4),
+        statistics=slots * bytes_per_device(specs["stats"], mesh),
         batch=rows * width * _itemsize(dtype),
-        moments=_sparse(sae, rows, mesh) if is_sparse(sae) else _dense(sae, rows, mesh),
+        moments=_stacked(sae, rows, mesh, slots),
     )
+
+
+def _stacked(sae: Any, b: int, mesh: MeshConfig, slots: int) -> dict[str, int]:
+    """What one member holds, and what the others keep meanwhile."""
+    if not is_sparse(sae):
+        return {name: slots * held for name, held in _dense(sae, b, mesh).items()}
+    _, _, matrix, row = _sizes(sae, b, mesh)
+    matrices, rows = CPU.member
+    others = (slots - 1) * (matrices * matrix + rows * row)
+    return {name: held + others for name, held in _sparse(sae, b, mesh).items()}
 
 
 def _sparse(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
