@@ -60,12 +60,13 @@ def _save(file: Path, kept: Kept) -> None:
     if kept.mask is None:
         return  # every row; nothing was looked at
     bits, info = np.packbits(kept.mask), json.dumps(kept.info).encode()
-    arrays = {"bits": bits, "info": info, "digest": _digest(bits, info)}
+    texts = {"info": info, "digest": _digest(bits, info)}
+    arrays = {"bits": bits, **{name: np.frombuffer(t, np.uint8) for name, t in texts.items()}}
     temporary = file.with_name(f"{file.name}.{secrets.token_hex(6)}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as out:
-            np.savez(out, **{n: np.frombuffer(a, np.uint8) for n, a in arrays.items()})
+            np.savez(out, allow_pickle=False, **arrays)
         os.replace(temporary, file)
     except OSError:
         with contextlib.suppress(OSError):

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from saex.data.mixed import Mixed
 
 DOCUMENT, POSITION = "document", "position"
-# Bytes that are read side by side, before rows of the other side are left out.
-_SCRATCH = 2**25
+# Bytes and chunks that are read side by side, before rows of the other side are left out.
+_SCRATCH, _CHUNKS = 2**25, 128
+# Rows that are hashed together.
+_BLOCK = 2**16
 
 
 def open_split(path: str | os.PathLike, split: str) -> Store | Part | Mixed:
@@ -154,7 +156,7 @@ class Part:
         """
         column, at = self.column(name), 0
         size = self._store.chunk_rows * int(np.prod(column.shape, dtype=np.int64))
-        many = max(1, _SCRATCH // max(1, size * column.numpy_dtype.itemsize))
+        many = max(1, min(_SCRATCH // max(1, size * column.numpy_dtype.itemsize), _CHUNKS))
         pieces = self._pieces(ranges)
         while group := list(itertools.islice(pieces, many)):
             shape = (many * self._store.chunk_rows, *column.shape)
@@ -205,11 +207,13 @@ def held_out(numbers: np.ndarray) -> np.ndarray:
 
     The finaliser of splitmix64: the same on every machine and in every version of numpy.
     """
-    z = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return z < np.uint64(int(HELDOUT_SHARE * 2**64))
+    found, limit = np.empty(len(numbers), bool), np.uint64(int(HELDOUT_SHARE * 2**64))
+    for at in range(0, len(numbers), _BLOCK):  # fresh memory for all at once takes longer
+        z = numbers[at : at + _BLOCK].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        found[at : at + _BLOCK] = z ^ (z >> np.uint64(31)) < limit
+    return found
 
 
 def _names(store: Store) -> np.ndarray:
