@@ -12,12 +12,13 @@ import numpy as np
 
 from saex.data.exclude import NORM
 from saex.data.order import permutation
-from saex.data.text import Chunk, chunk
+from saex.data.text import Chunk, Document, chunk
 from saex.models.tokenizer import Bytes
 
 if TYPE_CHECKING:
     from saex.harvest import Harvest
 
+CHARACTERS = 16  # more than tokens have, in the mean of any language
 STRIDE = 64  # lengths that models see which are not compiled are multiples of it
 
 
@@ -47,15 +48,38 @@ def choose(model: Any, source: Any, split: str, cfg: Harvest, seed: int) -> Cont
     Raises:
       ValueError: no text.
     """
-    tokenizer = getattr(model, "tokenizer", Bytes)
-    if hasattr(source, "chunks"):  # a source that cuts its contexts itself
-        pieces = source.chunks(split, cfg.context, tokenizer)
+    tokenizer, wanted = getattr(model, "tokenizer", Bytes), None
+    itself = hasattr(source, "chunks")  # whether the source cuts its contexts itself
+    if tokenizer is not Bytes:
+        most = CHARACTERS * cfg.context if itself else None
+        wanted = enough(source.documents(split), cfg.budget(split), most, seed)
+    if itself:
+        pieces = source.chunks(split, cfg.context, tokenizer, wanted)
     else:
-        documents = source.documents(split)
+        documents = (
+            d if wanted is None or i in wanted else Document(d.name, "")
+            for i, d in enumerate(source.documents(split))
+        )  # fmt: skip
         pieces = chunk(documents, tokenizer.encode, cfg.context, tokenizer.bos)
     pieces = packed(pieces, cfg.context) if cfg.pack else list(pieces)
     chosen = _choose(pieces, cfg.budget(split), seed)
     return chosen if is_compiled(model) else alike(chosen, cfg.batch, seed)
+
+
+def enough(
+    documents: Iterable[Document], budget: int, most: int | None, seed: int
+) -> set[int] | None:
+    """Numbers of documents, drawn at random, that surely hold the budget of tokens; None: all.
+
+    Of a text that is much larger than the budget, only so much is put into tokens, which takes
+    longer than to read it. most: characters of a document that can become tokens; None: all.
+    """
+    sizes = np.array([min(len(d.text), most or len(d.text)) for d in documents], np.int64)
+    if sizes.sum() <= CHARACTERS * budget:
+        return None
+    order = permutation(len(sizes), seed, 1)
+    count = int(np.searchsorted(np.cumsum(sizes[order]), CHARACTERS * budget)) + 1
+    return set(order[:count].tolist())
 
 
 def packed(pieces: Iterable[Chunk], context: int) -> list[Chunk]:

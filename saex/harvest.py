@@ -127,7 +127,7 @@ def harvest(
         what `saex.models` says of models that read no bytes or are no JAX programs.
       params: its parameters.
       source: has `documents(split)` and `digest(split)`; if it cuts its contexts itself,
-        `chunks(split, context, tokenizer)` and `token_columns` (name -> dtype).
+        `chunks(split, context, tokenizer, wanted)` and `token_columns` (name -> dtype).
       split: "train" or "heldout".
       path: folder of the store.
       cfg: the section.

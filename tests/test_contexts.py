@@ -1,10 +1,13 @@
 """Contexts: packed into full ones, and put beside others of like length."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from saex.contexts import Contexts, alike, packed, rows_of, tokens_of
-from saex.data.text import Chunk
+from saex.contexts import Contexts, alike, choose, enough, packed, rows_of, tokens_of
+from saex.data.text import Chunk, Document
+from saex.harvest import Harvest
 
 
 def chunks(lengths, context=16):
@@ -68,3 +71,46 @@ def test_what_is_not_compiled_is_spared_padding():
     assert tokens_of(contexts, 4, 5, 4, True).shape == (4, 200)
     rows = rows_of(contexts, 0, 3, {"x": np.ones((4, 128, 7))})
     assert rows["x"].shape == (132, 7) and rows["position"].max() == 64
+
+
+def test_of_a_large_text_only_as_much_as_needed_is_wanted():
+    sizes = np.random.default_rng(0).integers(0, 2000, 1000).tolist()
+    documents = [Document(str(i), "x" * int(size)) for i, size in enumerate(sizes)]
+    assert enough(documents, sum(sizes), None, 0) is None
+    wanted = enough(documents, 1000, None, 0)
+    assert 16_000 <= sum(sizes[i] for i in wanted) < 20_000
+    assert np.mean(list(wanted)) == pytest.approx(500, abs=200), "the first documents only"
+    assert enough(documents, 1000, None, 0) == wanted != enough(documents, 1000, None, 1)
+    cut = enough(documents, 1000, 100, 0)
+    assert sum(min(sizes[i], 100) for i in cut) >= 16_000 and len(cut) > 2 * len(wanted)
+
+
+class Spy:
+    """A tokenizer of words that notes what it was given."""
+
+    bos = 0
+
+    def __init__(self):
+        self.read = []
+
+    def encode(self, text):
+        self.read.append(text)
+        return np.full(len(text.split()), 7, np.int32)
+
+
+class Words:
+    """Many documents; the model's tokenizer is the only one that reads them."""
+
+    def documents(self, split):
+        for i in range(400):
+            yield Document(str(i), f"{i} " + "word " * 50)
+
+
+def test_budget_is_met_though_few_documents_are_read():
+    model = dataclasses.make_dataclass("Model", ["tokenizer"])(Spy())
+    cfg = Harvest(rows=500, context=20, batch=4)
+    chosen = choose(model, Words(), "train", cfg, seed=0)
+    read = [text for text in model.tokenizer.read if text]
+    assert 480 < chosen.lengths.sum() <= 500 and 20 < len(read) < 60
+    numbers = {int(text.split()[0]) for text in read}
+    assert set(chosen.documents.tolist()) <= numbers and max(numbers) > 200

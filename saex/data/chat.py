@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,15 +66,20 @@ class Chat:
         texts = ((n, json.dumps(m, sort_keys=True)) for n, m in self._conversations(split))
         return digest_documents(itertools.starmap(Document, texts))
 
-    def chunks(self, split: str, context: int, tokenizer: Any) -> Iterator[Chunk]:
+    def chunks(
+        self, split: str, context: int, tokenizer: Any, wanted: Container[int] | None = None
+    ) -> Iterator[Chunk]:
         """One context a conversation, padded at the right or cut, with column `role`.
 
+        wanted: numbers of conversations in the split; None: all.
         tokenizer: has `chat_template(messages)` and `encode_parts(parts)`, as
         `saex.models.tokenizer.Pretrained`; without a template, as for bytes, `encode` and `bos`
         serve, and conversations are written plainly ("User: ...").
         Raises ValueError where a template refuses a conversation, or changes what it says.
         """
         for number, (name, messages) in enumerate(self._conversations(split)):
+            if wanted is not None and number not in wanted:
+                continue
             try:
                 ids, roles = tokens_of(messages, tokenizer)
             except ValueError as error:
