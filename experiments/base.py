@@ -33,6 +33,107 @@ SAES = {
         "normalize": "unit_mean_square",  # as above
         "matmul_dtype": "float32",  # as above
     },
+    "batch_topk": {
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "k": 32,  # mean of active latents a row
+        "capacity": None,  # candidates a row in training; None: 8 k
+        "threshold_rate": 0.01,  # weight of a batch in the inference threshold's running mean
+        "aux_coefficient": 1 / 32,  # as topk's, down to matmul_dtype
+        "k_aux": None,
+        "dead_after_tokens": 10_000_000,
+        "normalize": "unit_mean_square",
+        "b_dec_init": "geometric_median",
+        "matmul_dtype": "float32",
+    },
+    "jump_relu": {
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "l0": 1e-3,  # weight of the number of active latents, for normalised rows
+        "l0_target": None,  # or the L0 to reach: l0 then weighs (L0 / l0_target - 1)^2
+        "l0_warmup_steps": 10_000,  # steps over which that weight grows from 0
+        "bandwidth": 0.001,  # width of the rectangle that thresholds feel; 0.03 for short runs
+        "threshold": 0.001,  # of all latents at the start; 0.03 for short runs
+        "capacity": 256,  # candidates a row in training; 0: dense
+        "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
+        "normalize": "unit_mean_square",  # as above
+        "b_dec_init": "zeros",  # as above
+        "matmul_dtype": "float32",  # as above
+    },
+    "gated": {  # which latents are on apart from how large they are
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "l1": 0.02,  # weight of the sum of open gates, for normalised rows
+        "l1_warmup_steps": 1000,  # steps over which that weight grows from 0
+        "aux_coefficient": 1 / 32,  # as topk's, on the gates; 0: dead latents stay dead
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as topk's
+        "b_dec_init": "geometric_median",  # as topk's
+        "matmul_dtype": "float32",  # as topk's
+    },
+    "matryoshka": {  # prefixes of the dictionary that each reconstruct alone
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "k": 32,  # mean of active latents a row
+        "fractions": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32),  # shares of the latents, by group
+        "sampled": 0,  # prefixes drawn anew in each step, instead of fractions; 0: none
+        "capacity": None,  # candidates a row in training; None: 8 k
+        "group_capacity": None,  # slots a row and group in training; None: 2 k
+        "threshold_rate": 0.01,  # weight of a batch in the inference threshold's running mean
+        "aux_coefficient": 1 / 32,  # as topk's
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as topk's
+        "b_dec_init": "geometric_median",  # as topk's
+        "matmul_dtype": "float32",  # as topk's
+    },
+    "abs_topk": {  # AbsTopK: signed latents
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "k": 32,  # active latents a row
+        "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
+        "normalize": "unit_mean_square",  # as above
+        "b_dec_init": "geometric_median",  # as above
+        "matmul_dtype": "float32",  # as above
+    },
+    "multi_topk": {  # TopK for several k
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "k": 32,  # active latents a row at inference
+        "wide": 4,  # times k: how many the wide sum keeps
+        "wide_weight": 1 / 8,  # of the wide sum's loss
+        "aux_coefficient": 1 / 32,  # as topk's
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as above
+        "b_dec_init": "geometric_median",  # as above
+        "matmul_dtype": "float32",  # as above
+    },
+    "jump_relu_tanh": {  # JumpReLU with tanh sparsity
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "sparsity": 10.0,  # weight of the tanh, for rows of mean square d: it grows with d
+        "sparsity_warmup_steps": None,  # steps over which it grows from 0; None: the whole run
+        "tanh_scale": 4.0,  # of a latent times its decoder norm inside the tanh
+        "pre_activation": 3e-6,  # weight of how far latents are below their thresholds
+        "bandwidth": 2.0,  # width of the rectangle that thresholds feel
+        "threshold": 0.1,  # of all latents at the start
+        "initial_l0": 10_000,  # latents that fire in a row at the start, at most n / 2
+        "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
+        "matmul_dtype": "float32",  # as above
+    },
+    "group_max": {  # the largest of each group
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "k": 32,  # groups, each with one active latent; divides n
+        "aux_coefficient": 1 / 32,  # as topk's
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as above
+        "b_dec_init": "geometric_median",  # as above
+        "matmul_dtype": "float32",  # as above
+    },
 }
 
 

@@ -43,11 +43,14 @@ def figures(
 
 def l1(values: Float[Array, "b n"], W_dec: Float[Array, "n d"]) -> Float[Array, ""]:
     """Mean over rows of sum_i |f_i| ||W_dec,i||; the gradient reaches the norms too."""
-    square = jnp.sum(jnp.square(W_dec), axis=1)
-    # sqrt has no gradient at 0: a row that is zero must not make every weight NaN
-    norms = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-    weighted = jnp.abs(values) @ norms
+    weighted = jnp.abs(values) @ row_norms(W_dec)
     return ops.rows_mean(ops.latents_sum(weighted))
+
+
+def row_norms(W: Float[Array, "n d"]) -> Float[Array, " n"]:
+    """||W_i||, with gradient 0 where a row is zero: it must not make every weight NaN."""
+    square = jnp.sum(jnp.square(W), axis=1)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
 def aux_k(

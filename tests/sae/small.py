@@ -8,9 +8,29 @@ SMALL = {
     "relu": {},
     "batch_topk": {"k": 4},
     "jump_relu": {"threshold": 0.1, "bandwidth": 0.1, "l0_warmup_steps": 10},
+    "gated": {"l1_warmup_steps": 10},
+    "abs_topk": {"k": 4},
+    "multi_topk": {"k": 4},
+    "jump_relu_tanh": {"sparsity": 0.1, "sparsity_warmup_steps": 10, "initial_l0": 16},
+    "group_max": {"k": 4},
+    "matryoshka": {"k": 4},
+    "transcoder": {"d_out": 24, "l1_warmup_steps": 10},
+    "skip_transcoder": {"d_out": 24, "k": 4, "aux_coefficient": 1 / 32},
+    "crosscoder": {"widths": (10, 6)},
+    "batch_crosscoder": {"widths": (10, 6), "k": 4},
+    "matching_pursuit": {"k": 4},
+    "gradient_topk": {"k": 4},
+    "multi_layer": {"k": 4, "sites": 3},
 }
 
 
 def small(name: str, **changes):
     """The method's small instance; one that is not in the table gets no settings."""
     return SAES[name](**{"d_in": D, "n": N, **SMALL.get(name, {}), **changes})
+
+
+# Weights that a part of the loss holds constant: their gradient is a formula, and its test is the
+# method's own.
+HELD = {
+    SAES["gated"]: ("W_dec", "b_dec"),
+}
