@@ -18,8 +18,7 @@ CHILD = """
     import hashlib, sys
     import jax, numpy as np
     from saex.data import Store
-    from saex.data.split import open_split
-from saex.data.stream import Stream
+    from saex.data.stream import Stream
     path, step = sys.argv[1], int(sys.argv[2])
     batches = Stream(**eval(sys.argv[3])).open(Store.open(path), ["x", "n"], 7)
     for i, batch in enumerate(batches.iterate(step), step):
