@@ -77,15 +77,10 @@ def open_rows(
       mesh: of the dictionary; its devices are the model's too, unless `live.devices` says so.
 
     Raises:
-      ConfigError: what a live source cannot do, or too few devices.
+      ConfigError: too few devices.
       ValueError: as `saex.harvest.harvest`.
     """
     cfg = settle(model, harvest, sites)
-    if live.tee and jax.process_count() > 1:
-        raise ConfigError(
-            f"live.tee with {jax.process_count()} processes: one process writes; harvest into a "
-            "store first, or train without the tee"
-        )
     columns = columns_of(model, source, cfg)
     meta = describe(model, params, source, "train", cfg, seed)
     contexts = choose(model, source, "train", cfg, seed)
@@ -95,7 +90,7 @@ def open_rows(
             StoreWriter, path, columns, {**meta, "kind": "tee"}, chunk_rows=cfg.chunk_rows,
             max_buffer_bytes=buffer_bytes(columns, cfg),
         )  # fmt: skip
-        tee = Tee(open_writer, cfg.segment_rows, seed if cfg.shuffle else None)
+        tee = Tee(Path(path), open_writer, cfg.segment_rows, seed if cfg.shuffle else None)
     manifest = Manifest(columns, cfg.chunk_rows, {**meta, "kind": "live"}, complete=True)
     return LiveRows(
         path, manifest, contexts, make_forward(model, cfg), params, batch=cfg.batch,

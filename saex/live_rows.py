@@ -189,11 +189,16 @@ class LiveRows(Store):
           steps: of the run, from its beginning.
           more: rows that are read in any case, for initial values.
         """
-        trained = list(stream.windows(steps * stream.batch))
-        self._needed = {chunks.tobytes() for chunks in trained}
-        self._needed |= {chunks.tobytes() for chunks in stream.windows(min(more, stream.rows))}
+        self._needed, ours, seen = set(), set(), set()
+        for lane, process in enumerate(stream.lane_processes):
+            trained = list(stream.windows(steps * stream.batch, lane))
+            sampled = stream.windows(min(more, stream.rows), lane)
+            self._needed |= {chunks.tobytes() for chunks in (*trained, *sampled)}
+            chunks = {chunk for window in trained for chunk in window.tolist()} - seen
+            ours |= chunks if process == jax.process_index() else set()
+            seen |= chunks  # two lanes may have parts of one chunk: the first of them writes it
         if self._tee is not None:
-            self._tee.plan(np.concatenate(trained))
+            self._tee.plan(ours)
 
     def finish(self) -> None:
         """After the last step: what the tee lacks is made and written, and its store completed."""

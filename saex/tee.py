@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from saex.data.manifest import MANIFEST
+from saex import distributed
+from saex.data.manifest import MANIFEST, StoreError
 from saex.data.store import load_manifest
+from saex.data.store_merge import merge_parts
+from saex.data.store_names import Names, part_of
 from saex.data.store_writer import StoreWriter
 
 # Which draws of the seed are those of the order of rows in a segment.
@@ -25,30 +30,36 @@ class Tee:
     committed are known. They are written when the run makes them again, or else at the end.
     """
 
-    def __init__(self, open_writer: Callable[[], StoreWriter], rows: int, seed: int | None):
+    def __init__(
+        self, path: Path, open_writer: Callable[..., StoreWriter], rows: int, seed: int | None
+    ):
         """Prepares; `plan` opens the folder.
 
         Args:
-          open_writer: opens the store.
+          path: the store's.
+          open_writer: (part=) opens it.
           rows: after which a segment is committed.
           seed: of the order of the rows in a segment; None leaves contexts together.
         """
-        self._open, self._rows, self._seed = open_writer, rows, seed
+        self._path, self._open, self._rows, self._seed = path, open_writer, rows, seed
         self._writer: StoreWriter | None = None
         self._todo: set[int] = set()
         self._pending: list[int] = []
 
-    def plan(self, chunks: np.ndarray) -> None:
+    def plan(self, chunks: set[int]) -> None:
         """Opens the store and takes the chunks that the run needs; a complete one stays as it is.
 
-        Args:
-          chunks: their numbers, integers of any shape, some maybe twice.
+        Of several processes each has chunks of its own, and writes them as a part of the store.
 
         Raises:
-          StoreError: the folder holds another store, or cannot be written.
+          StoreError: the folder holds another store, was begun by another number of processes, or
+            cannot be written.
         """
-        self._writer = self._open()
-        lacking = set(chunks.reshape(-1).tolist()) - _committed(self._writer)
+        count = jax.process_count()
+        part = (jax.process_index(), count) if count > 1 else None
+        _check_parts(self._path, count)
+        self._writer = self._open(part=part)
+        lacking = chunks - _committed(self._writer, Names(part).manifest)
         if not self._writer.complete:
             self._todo = lacking
         elif lacking:
@@ -91,6 +102,10 @@ class Tee:
             self.add(chunk, rows)
         self._commit(self._writer)
         self._writer.finish()
+        distributed.barrier(f"tee {self._path}")
+        if jax.process_count() > 1 and distributed.is_main():
+            merge_parts(self._path)
+        distributed.barrier(f"tee merged {self._path}")
 
     def close(self) -> None:
         """Lets go of the folder."""
@@ -106,9 +121,22 @@ class Tee:
         return None if self._seed is None else (self._seed, _SHUFFLE, chunks[0])
 
 
-def _committed(writer: StoreWriter) -> set[int]:
-    """The chunks that the segments of a store hold."""
-    if not (writer.path / MANIFEST).exists():
+def _check_parts(path: Path, count: int) -> None:
+    """Refuses to go on with what another number of processes began: nobody would finish it."""
+    if (path / MANIFEST).exists() and load_manifest(path).complete:
+        return
+    begun = {part[1] for file in path.glob("manifest.*.json") if (part := part_of(file.name))}
+    begun |= {1} if (path / MANIFEST).exists() else set()
+    if begun - {count}:
+        raise StoreError(
+            f"{path} was begun by {begun.pop()} processes, here are {count}: go on with as many, "
+            "or delete that folder, and it is written anew at the end of the run"
+        )
+
+
+def _committed(writer: StoreWriter, manifest: str) -> set[int]:
+    """The chunks that the segments of a store, or of a part, hold."""
+    if not (writer.path / manifest).exists():
         return set()
-    segments = load_manifest(writer.path).segments
+    segments = load_manifest(writer.path, manifest).segments
     return {chunk for segment in segments for chunk in segment.cursor["chunks"]}

@@ -18,7 +18,7 @@ import pytest
 
 from saex import loop, metrics
 from saex.checkpoint import info
-from saex.data import Store
+from saex.data import Store, StoreError
 from saex.data.stream import Stream
 from saex.harvest import Harvest, harvest
 from saex.live import Live, open_rows
@@ -127,7 +127,7 @@ def test_a_window_gives_each_row_once_and_windows_are_disjoint(tmp_path, opened,
     order = numbers(epoch, stored)
     assert sorted(order) == list(range(stored.rows))
     bounds, at = rows.chunks(), 0
-    for chunks in stream.windows(stream.rows - 16):
+    for chunks in stream.windows(stream.rows - 16, 0):
         inside = [i for chunk in chunks for i in range(*bounds[chunk])]
         got, at = order[at : at + len(inside)], at + len(inside)
         assert sorted(got) == sorted(inside) and got != sorted(got)
@@ -198,8 +198,8 @@ def test_several_sites_are_made_by_one_forward_pass(tmp_path, opened, stored):
     assert (x == stored.read("early")[order]).all() and (y == stored.read("late")[order]).all()
     assert (got["both"] == np.concatenate([x, y], 1)).all()
     stream.close()
-    windows = list(stream.windows(stream.rows))
-    seen = list(stream.windows(150))
+    windows = list(stream.windows(stream.rows, 0))
+    seen = list(stream.windows(150, 0))
     assert rows.made <= sum(map(len, windows[: len(seen) + 1]))
 
 
@@ -272,7 +272,7 @@ def test_nothing_is_made_beyond_the_end_of_the_run(tmp_path, opened):
     rows = rows_of(tmp_path)
     stream = opened(rows)
     rows.plan(stream, steps=3)
-    needed = sum(map(len, stream.windows(3 * 16)))
+    needed = sum(len(w) for lane in (0, 1) for w in stream.windows(3 * 16, lane))
     iterator = stream.iterate()
     for _ in range(3):
         next(iterator)
@@ -332,7 +332,8 @@ def contents(store):
 def needed_rows(stored, rows, stream, steps):
     """What a tee must hold after so many steps: all rows of the chunks of their windows."""
     bounds = rows.chunks()
-    chunks = {int(c) for window in stream.windows(steps * 16) for c in window}
+    windows = [w for lane in (0, 1) for w in stream.windows(steps * 16, lane)]
+    chunks = {int(c) for window in windows for c in window}
     whole = contents(stored)
     inside = [i for c in chunks for i in range(*bounds[c])]
     columns = [stored.read(n).reshape(stored.rows, -1) for n in sorted(stored.columns)]
@@ -521,11 +522,12 @@ def test_a_stack_trains_on_one_live_stream(folder):
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one(folder, tmp_path):
+def test_two_processes_train_and_write_like_one(folder, tmp_path):
+    changes = {"log__every": 1, "steps": 40, "live__tee": True}
     path = tmp_path / "config.py"
     path.write_text(
         "from ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict({mapping(folder, log__every=1, steps=40)!r})\n"
+        f"def get_config():\n    return ConfigDict({mapping(folder, **changes)!r})\n"
     )
     run = [sys.executable, "-m", "saex.cli", "train", f"--config={path}", "--config.mesh.data=2"]
     quiet = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
@@ -555,6 +557,9 @@ def test_two_processes_train_like_one(folder, tmp_path):
     )
     assert len(one) == 40
     np.testing.assert_allclose(two, one, rtol=1e-5)
+    stores = [Store.open(tmp_path / name / "store" / "train") for name in ("one", "two")]
+    stores[1].verify()
+    assert contents(stores[0]) == contents(stores[1])
 
 
 @pytest.mark.parametrize(
@@ -578,3 +583,12 @@ def test_what_the_machine_or_the_call_lacks_is_named(folder, unbroken, tmp_path)
     with pytest.raises(ConfigError, match="rows come from the one or the other"):
         loop.train(config(folder, store=str(unbroken / "store")), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_what_other_processes_began_is_not_gone_on_with(tmp_path, opened):
+    rows = rows_of(tmp_path / "tee", live=TEE)
+    with rows._tee._open(part=(0, 2)) as writer:
+        writer.commit({"chunks": []})
+    with pytest.raises(StoreError, match="was begun by 2 processes, here are 1"):
+        rows.plan(opened(rows), 3)
+    rows.close()

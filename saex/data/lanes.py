@@ -132,14 +132,13 @@ class Lanes:
         """The window of a piece, as `Windows.borrow`."""
         return self._windows[span.source][span.lane].borrow(piece.epoch, piece.window)
 
-    def windows_of(self, stop: int) -> Iterator[np.ndarray]:
-        """Of each window of the first store that rows [0, stop) of the sequence of batches come
-        from, the numbers of its chunks, int64, lane by lane.
+    def windows_of(self, stop: int, lane: int) -> Iterator[np.ndarray]:
+        """Of each window of a lane of the first store that rows [0, stop) of the sequence of
+        batches come from, the numbers of its chunks, int64.
         """
-        rows = -(-stop // self._batch) * self._share
-        for order in self._orders[0]:
-            for piece in order.pieces(0, rows):
-                yield order.chunks(piece.epoch, piece.window)[0]
+        order, rows = self._orders[0][lane], -(-stop // self._batch) * self._share
+        for piece in order.pieces(0, rows):
+            yield order.chunks(piece.epoch, piece.window)[0]
 
     def close(self) -> None:
         """Stops reading ahead and lets go of the memory."""

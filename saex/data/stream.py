@@ -273,9 +273,24 @@ class Batches:
         whole = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
         return cast(whole, self._dtypes[name])
 
-    def windows(self, rows: int) -> Iterator[np.ndarray]:
-        """Of each window that the first `rows` rows come from, the numbers of its chunks, int64."""
-        return self._lanes.windows_of(rows)
+    def windows(self, rows: int, lane: int) -> Iterator[np.ndarray]:
+        """Of each window of a lane that the first `rows` rows come from, the numbers of its chunks,
+        int64.
+        """
+        return self._lanes.windows_of(rows, lane)
+
+    @property
+    def lane_processes(self) -> list[int]:
+        """The process that each lane's rows go to; of several the first."""
+        lanes, share = self._config.lanes, self.batch // self._config.lanes
+        if self._sharding is None:
+            return [jax.process_index()] * lanes
+        indices = self._sharding.devices_indices_map((self.batch,)).items()
+        held = [(d.process_index, *i[0].indices(self.batch)[:2]) for d, i in indices if i]
+        return [
+            min(p for p, low, high in held if low < (lane + 1) * share and lane * share < high)
+            for lane in range(lanes)
+        ]
 
     def sample(self, rows: int) -> dict[str, np.ndarray]:
         """The first rows of the stream, for what is initialised from data; at most an epoch."""
