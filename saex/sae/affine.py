@@ -100,22 +100,64 @@ def decode_aux(
       codes: sparse ones as ``decode_chosen`` takes them; dense ones with a gradient of their own.
       coefficient: 0 leaves AuxK out.
     """
+    codes, y, y_dead, served = decode_both(params, x, codes, dead, coefficient, k_aux, matmul_dtype)
+    y = y + params["b_dec"][None]
+    aux = losses.aux_k(x - y, y_dead, dead) if coefficient else jnp.zeros(())
+    return codes, y, aux, served
+
+
+def decode_both(
+    params: Any,
+    x: Float[Array, "b d"],
+    codes: Codes,
+    dead: Bool[Array, " n"],
+    coefficient: float,
+    k_aux: int,
+    matmul_dtype: str = "float32",
+) -> tuple[Codes, Float[Array, "b o"], Any, Float[Array, ""]]:
+    """(codes, y, y_dead, served) as ``decode_chosen_aux``, of sparse or dense codes.
+
+    For methods whose decoder bias is not what the encoder takes from x (``params["b_dec"]`` is the
+    latter), or whose residual is that of another column: ``losses.aux_k`` makes AuxK of y_dead.
+
+    Args:
+      params, x, codes, dead, coefficient, k_aux, matmul_dtype: as ``decode_aux``; with a
+        coefficient of 0 y_dead is None.
+    """
     if not coefficient:
         if isinstance(codes, DenseCodes):
             y = ops.decode_part(codes, params["W_dec"], matmul_dtype)
         else:
             codes, y = decode_chosen(params, x, codes)
-        return codes, y + params["b_dec"][None], jnp.zeros(()), jnp.zeros(())
+        return codes, y, None, jnp.zeros(())
     aux = dead, k_aux, matmul_dtype
-    if isinstance(codes, DenseCodes):
-        nothing = jnp.zeros((x.shape[0], 1))
-        chosen = SparseCodes(*ops.own((nothing, nothing.astype(jnp.int32))))
-        _, _, y_dead, served = decode_chosen_aux(params, x, chosen, *aux)
-        y = ops.decode_part(codes, params["W_dec"], matmul_dtype)
-    else:
-        codes, y, y_dead, served = decode_chosen_aux(params, x, codes, *aux)
-    y = y + params["b_dec"][None]
-    return codes, y, losses.aux_k(x - y, y_dead, dead), served
+    if isinstance(codes, SparseCodes):
+        return decode_chosen_aux(params, x, codes, *aux)
+    nothing = jnp.zeros((x.shape[0], 1))
+    chosen = SparseCodes(*ops.own((nothing, nothing.astype(jnp.int32))))
+    _, _, y_dead, served = decode_chosen_aux(params, x, chosen, *aux)
+    return codes, ops.decode_part(codes, params["W_dec"], matmul_dtype), y_dead, served
+
+
+def aux_alone(
+    params: Any,
+    x: Float[Array, "b d"],
+    residual: Float[Array, "b o"],
+    dead: Bool[Array, " n"],
+    coefficient: float,
+    k_aux: int,
+    matmul_dtype: str = "float32",
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(AuxK, latents that it served), for methods that make the reconstruction themselves.
+
+    Args: as ``decode_aux``; residual: x minus the reconstruction.
+    """
+    if not coefficient:
+        return jnp.zeros(()), jnp.zeros(())
+    nothing = jnp.zeros((x.shape[0], 1))
+    chosen = SparseCodes(*ops.own((nothing, nothing.astype(jnp.int32))))
+    _, _, y_dead, served = decode_chosen_aux(params, x, chosen, dead, k_aux, matmul_dtype)
+    return losses.aux_k(residual, y_dead, dead), served
 
 
 def decode_chosen(

@@ -1,0 +1,153 @@
+"""Gated SAE (Rajamanoharan et al. 2024, arXiv 2404.16014)."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from saex.kernels.encode_topk import pre_activations
+from saex.sae import affine, losses, ops
+from saex.sae.base import ArraySpec, DenseCodes, Out
+from saex.typing import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Gated:
+    """Which latents are on is learned apart from how large they are, so L1 shrinks no magnitude.
+
+    s = (x - b_dec) W_enc^T; gate pi = s + b_enc; magnitude m = relu(exp(r_mag) s + b_mag);
+    f = m where pi > 0; x_hat = f W_dec + b_dec. One matmul serves both paths. The same function as
+    a JumpReLU: see ``as_jump_relu``.
+
+    Loss, mean over rows: ||x - x_hat||^2 + l1 sum_i relu(pi_i) + ||x - x_gate||^2, where
+    x_gate = relu(pi) W_dec + b_dec with this W_dec and this b_dec held constant; sums over d, rows
+    of mean square norm 1. The first term trains no b_enc (the step has no gradient), the others no
+    r_mag and b_mag. Unit decoder rows, tied initialisation, as the source: a ReLU SAE at first.
+
+    Where we differ: dead latents are revived by AuxK on their gates (weight ``aux_coefficient``),
+    the source resamples them; l1 warms up, which the source does not mention. The source gives l1
+    for squares averaged over d, and trains with Adam's b1 = 0 (``optim.b1``).
+
+    Fields:
+      l1: weight of the open gates. l1_warmup_steps: steps over which it grows from 0.
+      aux_coefficient: weight of AuxK, as in ``TopK``; 0: dead latents stay dead.
+      others: as in ``TopK``.
+    """
+
+    d_in: int
+    n: int
+    l1: float = 0.02
+    l1_warmup_steps: int = 1000
+    aux_coefficient: float = 1 / 32
+    k_aux: int | None = None
+    dead_after_tokens: int = 10_000_000
+    normalize: affine.Normalize = "unit_mean_square"
+    b_dec_init: affine.BiasInit = "geometric_median"
+    matmul_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    codes: ClassVar[type] = DenseCodes
+    columns: ClassVar[tuple[str, ...]] = ("x",)
+    frozen: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n={self.n} latents: at least 1 is needed")
+        for name in ("l1", "l1_warmup_steps", "aux_coefficient"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: cannot be negative")
+        affine.check_dead_after(self.dead_after_tokens)
+
+    @property
+    def d_out(self) -> int:
+        """d_in."""
+        return self.d_in
+
+    @property
+    def aux_latents(self) -> int:
+        """k_aux, or the power of two nearest to d_in / 2, at most n."""
+        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
+
+    def specs(self) -> dict[str, dict[str, ArraySpec]]:
+        """See ``affine.specs`` (b_enc is the gates'), and the magnitudes' scale and bias."""
+        params = affine.specs(self.d_in, self.d_in, self.n)
+        params["r_mag"] = ArraySpec((self.n,), ("n",), doc="log of the magnitudes' scale")
+        params["b_mag"] = ArraySpec((self.n,), ("n",), doc="bias of the magnitudes")
+        stats = {
+            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
+        }
+        return {"params": params, "stats": stats}
+
+    def hyper(self) -> dict[str, float]:
+        """The weights of the open gates and of AuxK."""
+        return {"l1": self.l1, "aux_coefficient": self.aux_coefficient}
+
+    def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
+        """Unit rows, tied; r_mag and the biases 0 (b_dec: as said)."""
+        params, _ = affine.init_tied(key, sample["x"], self.n, self.normalize, self.b_dec_init)
+        params["W_enc"] = params["W_dec"] + 0
+        params["r_mag"], params["b_mag"] = jnp.zeros((self.n,)), jnp.zeros((self.n,))
+        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32)}
+
+    @ops.encode
+    def encode(self, params: Params, x: Any) -> DenseCodes:
+        """Dense codes [b, n] of raw rows [b, d]."""
+        return self._paths(params, affine.scaled(params, x))[1]
+
+    @ops.decode
+    def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
+        """Raw rows [b, d], float32."""
+        return affine.decode(params, codes, self.matmul_dtype) / params["scale"]
+
+    @ops.loss
+    def loss(
+        self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
+    ) -> tuple[Any, Out]:
+        """Squares of both paths plus the warmed-up L1 of the open gates, of one global batch."""
+        x = affine.scaled(params, batch["x"])
+        gates, codes = self._paths(params, x)
+        stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
+        codes, y, aux, _ = affine.decode_aux(
+            params, x, codes, dead, self.aux_coefficient, self.aux_latents, self.matmul_dtype
+        )
+        held = jax.lax.stop_gradient(params)
+        opened = jax.nn.relu(gates)
+        y_gate = affine.decode(held, DenseCodes(opened), self.matmul_dtype)
+        squares, by_gate = (losses.mse(x - z) * self.d_in for z in (y, y_gate))
+        l1 = ops.rows_mean(ops.latents_sum(jnp.sum(opened, axis=1)))
+        metrics = {"mse": squares, "gate_mse": by_gate, "l1": l1, "aux_k": aux}
+        metrics |= losses.figures(x, x - y, codes, dead)
+        l1 = hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
+        return squares + l1 + by_gate + hyper["aux_coefficient"] * aux, Out(metrics, stats, y)
+
+    def project_gradients(self, params: Params, grads: Params) -> Params:
+        """Without the part along each decoder row."""
+        return affine.tangent_decoder(params, grads)
+
+    def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
+        """Decoder rows back to unit norm."""
+        return affine.unit_decoder(state)
+
+    def _paths(self, params: Params, x: Any) -> tuple[Any, DenseCodes]:
+        """(gates' pre-activations [b, n], codes)."""
+        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
+        gates = pre_activations(x, *weights, self.matmul_dtype)
+        s = gates - params["b_enc"][None]
+        m = jax.nn.relu(jnp.exp(params["r_mag"])[None] * s + params["b_mag"][None])
+        return gates, DenseCodes(jnp.where(gates > 0, m, 0))
+
+
+def as_jump_relu(params: Params) -> Params:
+    """The same function written as a JumpReLU's params: f = p where p > theta.
+
+    p = (x - b_dec) (exp(r_mag) W_enc)^T + b_mag and theta = b_mag - exp(r_mag) b_enc, at least 0.
+    """
+    grown = jnp.exp(params["r_mag"])
+    theta = jax.nn.relu(params["b_mag"] - grown * params["b_enc"])
+    kept = {name: params[name] for name in ("W_dec", "b_dec", "scale")}
+    return {
+        **kept,
+        "W_enc": grown[:, None] * params["W_enc"],
+        "b_enc": params["b_mag"],
+        "log_threshold": jnp.log(theta),
+    }

@@ -1,0 +1,213 @@
+"""Matryoshka SAE over BatchTopK (Bussmann, Nabeshima, Karvonen, Nanda 2025, arXiv 2503.17547)."""
+
+import dataclasses
+import itertools
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from saex.kernels.encode_topk import encode_topk, pre_activations
+from saex.sae import affine, losses, nested, ops, selection
+from saex.sae.base import ArraySpec, DenseCodes, Out
+from saex.sae.batch_topk import BatchTopK
+from saex.typing import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Matryoshka:
+    """BatchTopK whose first m_1 < m_2 < ... < m_G = n latents must each reconstruct x alone.
+
+    f as in ``BatchTopK``, chosen once over all latents; x_hat_g = b_dec + sum of f_i W_dec,i over
+    i < m_g.
+    Loss: mean over g of s * MSE(x_hat_g) + aux_coefficient * AuxK (of x_hat_G, as in ``TopK``), so
+    that one group is BatchTopK. The source writes the sum over g; its code a mean over G + 1 with
+    the empty prefix. No gradient is cut between groups, as the source. Inference by a threshold,
+    also of a prefix alone: ``first_latents``.
+
+    Prefixes are fixed (``fractions``), or drawn in each step (``sampled``): ``sampled`` - 1 lengths
+    without replacement with P(j) proportional to sqrt(j) - sqrt(j - 1), and n (the authors' second
+    code; theirs is a ReLU with L1).
+
+    A latent is decoded once, whatever the number of prefixes. A row has ``capacity`` candidates,
+    and ``group_capacity`` slots for what is kept of one group; where a row of the batch has more,
+    the batch is done again densely, at the cost of G dense decodes (metric "fallback"). G
+    reconstructions a row are held, and summed between devices that share the latents.
+
+    Fields:
+      fractions: shares of the latents of each group, in order; the last takes the remainder.
+      sampled: 0, or how many prefixes are drawn anew in each step, instead of ``fractions``.
+      group_capacity: slots a row and group; None: 2 k, at most ``capacity``.
+      others: as in ``BatchTopK``.
+    """
+
+    d_in: int
+    n: int
+    k: int = 32
+    fractions: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
+    sampled: int = 0
+    capacity: int | None = None
+    group_capacity: int | None = None
+    threshold_rate: float = 0.01
+    aux_coefficient: float = 1 / 32
+    k_aux: int | None = None
+    dead_after_tokens: int = 10_000_000
+    normalize: affine.Normalize = "unit_mean_square"
+    b_dec_init: affine.BiasInit = "geometric_median"
+    matmul_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    codes: ClassVar[type] = DenseCodes
+    columns: ClassVar[tuple[str, ...]] = ("x",)
+    frozen: ClassVar[tuple[str, ...]] = ("threshold",)
+
+    def __post_init__(self) -> None:
+        self.whole()  # checks what it shares
+        if self.group_capacity is not None and self.group_capacity < 1:
+            raise ValueError(f"group_capacity={self.group_capacity}: at least 1, or None")
+        if not 0 <= self.sampled <= self.n:
+            raise ValueError(f"sampled={self.sampled} prefixes of n={self.n} latents: in 0..n")
+        if not self.fractions or min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError(f"fractions={self.fractions}: shares above 0 that sum up to 1")
+        sizes = [b - a for a, b in itertools.pairwise((0, *self.prefixes))]
+        if min(sizes) < 1:
+            raise ValueError(f"fractions={self.fractions} of n={self.n} give groups of {sizes}")
+
+    @property
+    def d_out(self) -> int:
+        """d_in."""
+        return self.d_in
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """m_1 .. m_G of the fixed groups."""
+        ends = [int(total * self.n + 1e-6) for total in itertools.accumulate(self.fractions)]
+        return (*ends[:-1], self.n)
+
+    @property
+    def groups(self) -> int:
+        """G, the number of prefixes."""
+        return self.sampled or len(self.fractions)
+
+    def whole(self, n: int | None = None) -> BatchTopK:
+        """The BatchTopK of the first n (None: all) latents."""
+        names = {f.name for f in dataclasses.fields(BatchTopK)} - {"n", "capacity"}
+        shared = {name: getattr(self, name) for name in names}
+        if n is None:
+            return BatchTopK(**shared, n=self.n, capacity=self.capacity)
+        return BatchTopK(**{**shared, "k": min(self.k, n)}, n=n)
+
+    def specs(self) -> dict[str, dict[str, ArraySpec]]:
+        """As ``BatchTopK``."""
+        return self.whole().specs()
+
+    def hyper(self) -> dict[str, float]:
+        """k and the weight of AuxK."""
+        return {"k": float(self.k), "aux_coefficient": self.aux_coefficient}
+
+    def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
+        """As ``BatchTopK``."""
+        return self.whole().init(key, sample)
+
+    @ops.encode
+    def encode(self, params: Params, x: Any) -> DenseCodes:
+        """Dense codes [b, n] of raw rows [b, d], by the threshold."""
+        p = self._scores(params, affine.scaled(params, x))
+        return DenseCodes(jnp.where(p > params["threshold"], jax.nn.relu(p), 0))
+
+    @ops.decode
+    def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
+        """Raw rows [b, d], float32."""
+        return affine.decode(params, codes, self.matmul_dtype) / params["scale"]
+
+    @ops.loss
+    def loss(
+        self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
+    ) -> tuple[Any, Out]:
+        """Mean over the prefixes of s * MSE, and AuxK, of one global batch ``batch["x"]``."""
+        n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(batch["x"])
+        ends = self._ends(key)
+        held = jax.lax.stop_gradient(params)
+        x = affine.scaled(held, batch["x"])
+        weights = ops.own((x, held["b_dec"], held["W_enc"], held["b_enc"]))
+        size = min(self.capacity or 8 * self.k, n)
+        chosen: tuple = encode_topk(*weights, size, self.matmul_dtype)
+        values, cut, exact = selection.top_of_batch(jax.nn.relu(chosen[0]), n, total)
+        codes = affine.used_slots(values, chosen[1])
+        slots = min(self.group_capacity or 2 * self.k, size)
+        level = _level(codes.indices, n, ends)
+        apart, fits = nested.by_level(codes, level, self.groups, slots)
+        aux_latents = affine.latents_for_aux(self.k_aux, self.d_in, self.n)
+        aux = self.aux_coefficient, aux_latents, self.matmul_dtype
+
+        def sparse(params):
+            x = affine.scaled(params, batch["x"])
+            return objective(params, codes, nested.decode_chosen(params, x, apart, self.groups))
+
+        def dense(params):
+            p = jax.nn.relu(self._scores(params, affine.scaled(params, batch["x"])))
+            f = jnp.where(p >= selection.batch_cut(p, total), p, 0)
+            level = _level(jnp.arange(n), n, ends)
+            args = f, level, params["W_dec"], self.groups, self.matmul_dtype
+            return objective(params, DenseCodes(f), nested.decode_dense(*args))
+
+        def objective(params, codes, parts):
+            x = affine.scaled(params, batch["x"])
+            after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
+            residuals = x[:, None] - parts - params["b_dec"][None, None]
+            each = [residuals[:, g] for g in range(self.groups)]
+            aux_k, served = affine.aux_alone(params, x, each[-1], dead, *aux)
+            mse = stats["mse_scale"] * sum(losses.mse(r) for r in each) / self.groups
+            metrics = {"mse": mse, "aux_k": aux_k, "aux_served": served}
+            metrics |= {f"fvu_{g + 1}": losses.fvu(x, r) for g, r in enumerate(each[:-1])}
+            metrics |= losses.figures(x, each[-1], codes, dead)
+            lowest = selection.smallest(codes.values)
+            return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, x - each[-1], lowest)
+
+        exact = exact & fits
+        loss, (metrics, stats, y, lowest) = selection.exactly(exact, sparse, dense, params)
+        threshold = held["threshold"]
+        # a batch in which nothing is above 0 says nothing
+        moved = threshold + self.threshold_rate * (lowest - threshold)
+        threshold = jnp.where(jnp.isfinite(lowest), moved, threshold)
+        metrics |= {"cut": cut, "fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
+        return loss, Out(metrics, stats, y, {"threshold": threshold})
+
+    def project_gradients(self, params: Params, grads: Params) -> Params:
+        """Without the part along each decoder row."""
+        return affine.tangent_decoder(params, grads)
+
+    def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
+        """Decoder rows back to unit norm."""
+        return affine.unit_decoder(state)
+
+    def _ends(self, key: Any) -> Any:
+        """m_1 .. m_G of this step, int32 [G]."""
+        if not self.sampled:
+            return jnp.asarray(self.prefixes, jnp.int32)
+        j = jnp.arange(1, self.n, dtype=jnp.float32)
+        chances = jnp.log(jnp.sqrt(j) - jnp.sqrt(j - 1)) + jax.random.gumbel(key, (self.n - 1,))
+        # of the largest log chances with Gumbel noise: a sample without replacement
+        _, drawn = jax.lax.top_k(chances, self.sampled - 1)
+        return jnp.append(jnp.sort(drawn + 1), self.n).astype(jnp.int32)
+
+    def _scores(self, params: Params, x: Any) -> Any:
+        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
+        return pre_activations(x, *weights, self.matmul_dtype)
+
+
+def first_latents(sae: Matryoshka, params: Params, m: int) -> tuple[BatchTopK, Params]:
+    """The dictionary of the first m latents alone, with the same threshold.
+
+    Raises:
+      ValueError: m outside of 1..n.
+    """
+    if not 1 <= m <= sae.n:
+        raise ValueError(f"the first m={m} of n={sae.n} latents: m must be in 1..n")
+    cut = {name: params[name][:m] for name in ("W_enc", "W_dec", "b_enc")}
+    return sae.whole(m), {**params, **cut}
+
+
+def _level(indices: Any, n_local: int, ends: Any) -> Any:
+    """Of this device's latents by number: the first prefix that each belongs to, from 0."""
+    at = indices + ops.latents_offset(n_local)
+    return jnp.sum(at[..., None] >= ends[:-1].reshape((1,) * at.ndim + (-1,)), axis=-1)
