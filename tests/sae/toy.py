@@ -21,9 +21,10 @@ def batch(D, rows, active, seed):
 def columns(sae, x, seed):
     """A batch of all that the method reads: x, and what the other columns are made of it."""
     rng = np.random.default_rng([seed, 8])
+    sites = getattr(sae, "sites", 1)  # side by side, where each one's row is an example
     mix = directions(sae.d_in, sae.d_out, seed=5)
     made = {
-        "x": lambda: x,
+        "x": lambda: np.concatenate([x * (1 + i) + i for i in range(sites)], axis=1),
         "y": lambda: np.tanh(x @ mix) + 0.2,
         "gradient": lambda: rng.normal(size=x.shape).astype(np.float32),
     }

@@ -1,0 +1,185 @@
+"""BatchTopK crosscoder (Minder, Dumas et al. 2025, arXiv 2504.02922)."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from saex.kernels.encode_topk import encode_topk, pre_activations
+from saex.sae import affine, crosscoder, losses, ops, selection, sites
+from saex.sae.base import ArraySpec, DenseCodes, Out
+from saex.typing import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchCrosscoder:
+    """f = relu(p) where p N is among a batch's b k largest, p and N as in ``Crosscoder``.
+
+    p = sum_l x^l W_enc^l^T + b_enc, N_i = sum_l ||W_dec,i^l||, x_hat^l = f W_dec^l + b_dec^l. The
+    selection sees p N, what a latent adds to all sites, so the loss does not change when a latent's
+    encoder grows as its decoder shrinks; there is no penalty that could shrink a latent at one site
+    alone. At inference f = p where p is above the latent's ``threshold``: the running mean of a
+    batch's smallest kept p N, over N.
+
+    Loss: s * MSE + aux_coefficient * AuxK, as in ``BatchTopK``, over all sites at once, dead
+    latents ranked by p N. The authors take the plain norm of the error, not its square. Decoder
+    norms are free.
+
+    Fields:
+      d_in: width of all sites together. n: latents. widths: width of each site; (): one site.
+      k: mean of active latents a row (a sweep's upper bound).
+      capacity, threshold_rate: as in ``BatchTopK``.
+      decoder_norm: norm of decoder rows at each site at initialisation (the authors: 1).
+      others: as in ``TopK``.
+    """
+
+    d_in: int
+    n: int
+    widths: tuple[int, ...] = ()
+    k: int = 32
+    capacity: int | None = None
+    threshold_rate: float = 0.01
+    decoder_norm: float = 1.0
+    aux_coefficient: float = 1 / 32
+    k_aux: int | None = None
+    dead_after_tokens: int = 10_000_000
+    normalize: affine.Normalize = "unit_mean_square"
+    b_dec_init: affine.BiasInit = "geometric_median"
+    matmul_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    codes: ClassVar[type] = DenseCodes
+    columns: ClassVar[tuple[str, ...]] = ("x",)
+    frozen: ClassVar[tuple[str, ...]] = ("threshold",)
+
+    def __post_init__(self) -> None:
+        sites.check_widths(self.site_widths, self.d_in)
+        affine.check_k(self.k, self.n)
+        affine.check_dead_after(self.dead_after_tokens)
+        if self.capacity is not None and self.capacity < self.k:
+            raise ValueError(f"capacity={self.capacity}: at least k={self.k}, or None")
+        if not 0 < self.threshold_rate <= 1:
+            raise ValueError(f"threshold_rate={self.threshold_rate}: above 0, at most 1")
+
+    @property
+    def d_out(self) -> int:
+        """d_in."""
+        return self.d_in
+
+    @property
+    def site_widths(self) -> tuple[int, ...]:
+        """``widths``, of one site where there are none."""
+        return self.widths or (self.d_in,)
+
+    @property
+    def aux_latents(self) -> int:
+        """k_aux, or the power of two nearest to d_in / 2, at most n."""
+        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
+
+    def specs(self) -> dict[str, dict[str, ArraySpec]]:
+        """See ``crosscoder.specs``, and thresholds; stats as ``TopK``, and their running mean."""
+        params = crosscoder.specs(self.d_in, self.n)
+        params["threshold"] = ArraySpec((self.n,), ("n",), trainable=False, doc="of codes")
+        stats = {
+            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
+            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
+            "cut": ArraySpec((), (), doc="running mean of a batch's smallest kept p N"),
+        }
+        return {"params": params, "stats": stats}
+
+    def hyper(self) -> dict[str, float]:
+        """k and the weight of AuxK."""
+        return {"k": float(self.k), "aux_coefficient": self.aux_coefficient}
+
+    def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
+        """As ``Crosscoder``; b_dec at the centre; thresholds by up to 512 rows of the sample."""
+        W = crosscoder.decoder(key, self.site_widths, self.n, self.decoder_norm)
+        scale = sites.scales(sample["x"], self.site_widths, self.normalize)
+        x = sample["x"].astype(jnp.float32) * scale[None]
+        N = jnp.sum(sites.norms(W, self.site_widths), axis=1)
+        cut = selection.batch_cut((x[:512] @ W.T) * N[None], self.k * x[:512].shape[0])
+        params = {
+            "W_enc": W,
+            "W_dec": W + 0,
+            "b_enc": jnp.zeros((self.n,)),
+            "b_dec": affine.centre(x, self.b_dec_init),
+            "scale": scale,
+            "threshold": cut / N,
+        }
+        stats = {
+            "since_fired": jnp.zeros((self.n,), jnp.int32),
+            "mse_scale": affine.mse_scale(x),
+            "cut": cut,
+        }
+        return params, stats
+
+    @ops.encode
+    def encode(self, params: Params, x: Any) -> DenseCodes:
+        """Dense codes [b, n] of raw rows [b, d] of all sites, by the thresholds."""
+        p = self._scores(params, crosscoder.scaled(params, x))
+        return DenseCodes(jnp.where(p > params["threshold"][None], jax.nn.relu(p), 0))
+
+    @ops.decode
+    def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
+        """Raw rows [b, d] of all sites, float32."""
+        return affine.decode(params, codes, self.matmul_dtype) / params["scale"][None]
+
+    @ops.loss
+    def loss(
+        self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
+    ) -> tuple[Any, Out]:
+        """s * MSE + aux_coefficient * AuxK of one global batch of raw rows."""
+        n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(batch["x"])
+        x = crosscoder.scaled(params, batch["x"])
+        held, N = jax.lax.stop_gradient(self._normed(params))
+        weights = ops.own((x, jnp.zeros((self.d_in,)), held["W_enc"], held["b_enc"]))
+        size = min(self.capacity or 8 * self.k, n)
+        chosen: tuple = encode_topk(*weights, size, self.matmul_dtype)
+        values, cut, exact = selection.top_of_batch(jax.nn.relu(chosen[0]), n, total)
+
+        def sparse(params):
+            return objective(params, affine.used_slots(values, chosen[1]), cut)
+
+        def dense(params):
+            s = jax.nn.relu(self._scores(self._normed(params)[0], x))
+            cut = selection.batch_cut(s, total)
+            return objective(params, DenseCodes(jnp.where(s >= cut, s, 0)), cut)
+
+        def objective(params, codes, cut):
+            after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
+            normed = {**self._normed(params)[0], "b_dec": jnp.zeros((self.d_in,))}
+            aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
+            codes, y, y_dead, served = affine.decode_both(normed, x, codes, dead, *aux)
+            y = y + params["b_dec"][None]
+            aux_k = jnp.zeros(()) if y_dead is None else losses.aux_k(x - y, y_dead, dead)
+            mse = stats["mse_scale"] * losses.mse(x - y)
+            metrics = {"mse": mse, "aux_k": aux_k, "aux_served": served, "cut": cut}
+            metrics |= losses.figures(x, x - y, codes, dead)
+            metrics |= sites.fvus(x, x - y, self.site_widths)
+            lowest = selection.smallest(codes.values)
+            return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, y, lowest)
+
+        loss, (metrics, after, y, lowest) = selection.exactly(exact, sparse, dense, params)
+        # a batch in which nothing is above 0 says nothing
+        moved = stats["cut"] + self.threshold_rate * (lowest - stats["cut"])
+        cut = jnp.where(jnp.isfinite(lowest), moved, stats["cut"])
+        metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": cut}
+        return loss, Out(metrics, {**after, "cut": cut}, y, {"threshold": cut / N})
+
+    def project_gradients(self, params: Params, grads: Params) -> Params:
+        """Unchanged: norms are free."""
+        return grads
+
+    def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
+        """Nothing."""
+        return state
+
+    def _normed(self, params: Params) -> tuple[Params, Any]:
+        """The same function with N = 1 for every latent, so that codes are p N; and N before."""
+        N = jnp.maximum(jnp.sum(sites.norms(params["W_dec"], self.site_widths), axis=1), 1e-12)
+        weights = {"W_enc": params["W_enc"] * N[:, None], "b_enc": params["b_enc"] * N}
+        return {**params, **weights, "W_dec": params["W_dec"] / N[:, None]}, N
+
+    def _scores(self, params: Params, x: Any) -> Any:
+        weights = (jnp.zeros((self.d_in,)), params["W_enc"], params["b_enc"])
+        return pre_activations(x, *weights, self.matmul_dtype)

@@ -1,0 +1,158 @@
+"""g-SAE: TopK that prefers latents with an effect on the model's loss (arXiv 2411.10397)."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from saex.kernels.encode_topk import pre_activations
+from saex.kernels.topk import top_k
+from saex.sae import affine, losses, ops
+from saex.sae.base import ArraySpec, Out, SparseCodes
+from saex.typing import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientTopK:
+    """f = relu(p) at the k largest s = relu(p) (1 + beta |g W_dec^T|); x_hat = f W_dec + b_dec.
+
+    p = (x - b_dec) W_enc^T + b_enc. g (column "gradient") is the gradient of the language model's
+    loss, summed over tokens, at the site (``harvest.gradients``): writing f_i W_dec,i into x moves
+    that loss by about f_i <g, W_dec,i>. s chooses and nothing else: values, decoder and loss (s *
+    MSE + aux_coefficient * AuxK) are those of ``TopK``, no gradient goes through g or beta, and
+    beta = 0 is ``TopK``.
+
+    The paper's own text was not at hand: this is our reading of its abstract and of others'
+    summaries, and beta's default is ours. g is multiplied by ``gradient_scale``, with which the
+    mean of |g W_dec^T| is 1 at the start.
+
+    At inference ``encode`` is plain TopK (beta = 0): it reads rows alone. ``encode_by_effect`` is
+    the choice of training; it needs gradients, so the text's next tokens, which is a leak where
+    cross-entropy is measured.
+
+    Cost: the scores of all latents [b, n], twice (x and g), and their top k.
+
+    Fields:
+      d_in: activation width. n: latents. k: active latents a row (a sweep's upper bound).
+      beta: weight of the effect in the choice.
+      others: as in ``TopK``.
+    """
+
+    d_in: int
+    n: int
+    k: int = 32
+    beta: float = 1.0
+    aux_coefficient: float = 1 / 32
+    k_aux: int | None = None
+    dead_after_tokens: int = 10_000_000
+    normalize: affine.Normalize = "unit_mean_square"
+    b_dec_init: affine.BiasInit = "geometric_median"
+    matmul_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    codes: ClassVar[type] = SparseCodes
+    columns: ClassVar[tuple[str, ...]] = ("x", "gradient")
+    frozen: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        affine.check_k(self.k, self.n)
+        affine.check_dead_after(self.dead_after_tokens)
+        if self.beta < 0:
+            raise ValueError(f"beta={self.beta}: cannot be negative")
+
+    @property
+    def d_out(self) -> int:
+        """d_in."""
+        return self.d_in
+
+    @property
+    def aux_latents(self) -> int:
+        """k_aux, or the power of two nearest to d_in / 2, at most n."""
+        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
+
+    def specs(self) -> dict[str, dict[str, ArraySpec]]:
+        """See ``affine.specs``, and gradient_scale; stats as ``TopK``."""
+        params = affine.specs(self.d_in, self.d_in, self.n)
+        params["gradient_scale"] = ArraySpec((), (), trainable=False, doc="of the gradient column")
+        stats = {
+            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
+            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
+        }
+        return {"params": params, "stats": stats}
+
+    def hyper(self) -> dict[str, float]:
+        """k, beta and the weight of AuxK."""
+        return {"k": float(self.k), "beta": self.beta, "aux_coefficient": self.aux_coefficient}
+
+    def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
+        """As ``TopK``; gradient_scale by up to 512 rows of the sample."""
+        weights_key, probe_key = jax.random.split(key)
+        how = self.normalize, self.b_dec_init
+        params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
+        params = affine.match_norms(probe_key, params, self.k)
+        g = sample["gradient"][:512].astype(jnp.float32)
+        effect = jnp.mean(jnp.abs(g @ params["W_dec"].T))
+        params["gradient_scale"] = 1 / jnp.maximum(effect, 1e-30)
+        stats = {
+            "since_fired": jnp.zeros((self.n,), jnp.int32),
+            "mse_scale": affine.mse_scale(x),
+        }
+        return params, stats
+
+    @ops.encode
+    def encode(self, params: Params, x: Any) -> SparseCodes:
+        """Sparse codes [b, k] of raw rows [b, d], chosen without gradients."""
+        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
+        x = affine.scaled(params, x)
+        values, indices = ops.select_topk(x, *weights, self.k, self.k, self.matmul_dtype)
+        return affine.used_slots(jax.nn.relu(values), indices)
+
+    @ops.encode
+    def encode_by_effect(self, params: Params, x: Any) -> SparseCodes:
+        """Sparse codes [b, k] of x = (raw rows [b, d], their gradients [b, d]), as in training."""
+        rows, g = x
+        return self._choose(params, affine.scaled(params, rows), g, self.k, self.beta)
+
+    @ops.decode
+    def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
+        """Raw rows [b, d], float32."""
+        return affine.decode(params, codes) / params["scale"]
+
+    @ops.loss
+    def loss(
+        self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
+    ) -> tuple[Any, Out]:
+        """s * MSE + aux_coefficient * AuxK of one global batch of raw rows "x"."""
+        x, held = affine.scaled(params, batch["x"]), jax.lax.stop_gradient(params)
+        chosen = self._choose(held, x, batch["gradient"], hyper["k"], hyper["beta"])
+        stats, dead = affine.tally(stats, chosen, ops.rows_count(x), self.dead_after_tokens)
+        codes, y, aux_k, served = affine.decode_aux(
+            params, x, chosen, dead, self.aux_coefficient, self.aux_latents, self.matmul_dtype
+        )
+        mse = stats["mse_scale"] * losses.mse(x - y)
+        metrics = {"mse": mse, "aux_k": aux_k, "aux_served": served}
+        metrics |= losses.figures(x, x - y, codes, dead)
+        return mse + hyper["aux_coefficient"] * aux_k, Out(metrics, stats, y)
+
+    def project_gradients(self, params: Params, grads: Params) -> Params:
+        """Without the part along each decoder row."""
+        return affine.tangent_decoder(params, grads)
+
+    def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
+        """Decoder rows back to unit norm."""
+        return affine.unit_decoder(state)
+
+    def _choose(self, params: Params, x: Any, g: Any, k: Any, beta: Any) -> SparseCodes:
+        """Codes at the k largest scores of each row, without gradients; x in scaled units."""
+        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
+        z = jax.nn.relu(pre_activations(x, *weights, self.matmul_dtype))
+        g = g.astype(jnp.float32) * params["gradient_scale"]
+        inputs = g.astype(self.matmul_dtype), params["W_dec"].astype(self.matmul_dtype)
+        effect = jnp.abs(jnp.einsum("bd,nd->bn", *inputs, preferred_element_type=jnp.float32))
+        scores = z * (1 + beta * effect)
+        size = min(self.k, scores.shape[1])
+        best, indices = top_k(scores, size)
+        kept = ops.keep_largest(best, self.k, k) != 0
+        values = jnp.where(kept, jnp.take_along_axis(z, indices, axis=1), 0)
+        room = ((0, 0), (0, self.k - size))  # a device of fewer latents still hands on k slots
+        return affine.used_slots(jnp.pad(values, room), jnp.pad(indices, room))
