@@ -203,6 +203,50 @@ def test_several_sites_are_made_by_one_forward_pass(tmp_path, opened, stored):
     assert rows.made <= sum(map(len, windows[: len(seen) + 1]))
 
 
+def test_the_next_windows_are_made_meanwhile_and_no_third_is_held(tmp_path, opened):
+    rows = rows_of(tmp_path)
+    stream = opened(rows)
+    iterator = stream.iterate()
+    next(iterator)
+    each = STREAM.window // STREAM.lanes
+    deadline = time.monotonic() + 30
+    while rows.made < 2 * STREAM.lanes * each and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert rows.made >= 2 * STREAM.lanes * each
+    for _ in range(60):
+        next(iterator)
+        held = [len(w._slots) for windows in stream._lanes._windows for w in windows]
+        assert max(held) <= 2
+    iterator.close()
+
+
+def test_a_model_of_transformers_gives_the_rows_of_its_harvest(tmp_path):
+    pytest.importorskip("torch", reason="the extra torch is not installed")
+    pytest.importorskip("transformers", reason="the extra torch is not installed")
+    from saex.models import HuggingFace
+    from tests.models import tiny
+
+    tiny.make("llama").save_pretrained(tmp_path / "llama")
+    tiny.tokenizer().save_pretrained(tmp_path / "llama")
+    model, params = HuggingFace(str(tmp_path / "llama"), device="cpu").load()
+    sites, cfg = (
+        ("blocks.0.mlp_out", "blocks.1.resid_post"),
+        dataclasses.replace(CFG, shuffle=False),
+    )
+    given = model, params, Letters()
+    stored = harvest(*given, "train", tmp_path / "store", cfg, sites=sites)
+    rows = open_rows(*given, tmp_path / "tee", cfg, LIVE, sites=sites)
+    for name in stored.columns:
+        assert rows.read(name).tobytes() == stored.read(name).tobytes(), name
+    host, device = (
+        dataclasses.replace(STREAM, on_device=on).open(rows, {"x": sites[1]}, 0)
+        for on in (False, True)
+    )
+    same(device.batch_at(3), host.batch_at(3))
+    host.close()
+    device.close()
+
+
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_the_model_on_other_devices_makes_the_same_rows(tmp_path, stored, count):
     rows = rows_of(tmp_path, live=Live(enabled=True, devices=count))
