@@ -222,7 +222,7 @@ def describe(config: Config) -> str:
     specs = config.sae.specs()
     counts = {name: math.prod(s.shape) for name, s in specs["params"].items()}
     each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    dtypes = config.harvest.dtype, config.optim.moments
+    dtypes = config.harvest.made_as, config.optim.moments
     members = max(len(config.members), 1)
     memory = cost.memory(config.sae, config.stream.batch, config.mesh, *dtypes, members)
     lines = [

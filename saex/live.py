@@ -160,6 +160,11 @@ def check_live(config: Any) -> None:
             "live.enabled with harvest.non_finite='drop': which rows are dropped would be known "
             "too late for a fixed order; use 'refuse', or harvest into a store first"
         )
+    if config.harvest.dtype == "int8":
+        raise ValueError(
+            "live.enabled with harvest.dtype='int8': rows that are not stored need no fewer bytes; "
+            "use 'bfloat16', or harvest into a store first"
+        )
 
 
 def _devices(count: int, mesh: Any) -> list[Device]:

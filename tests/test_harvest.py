@@ -21,6 +21,8 @@ from saex.data.manifest import StoreError
 from saex.data.store import Store, load_manifest
 from saex.data.text import Document, Table
 from saex.harvest import Harvest, harvest
+from saex.registry import ConfigError
+from tests import runs
 
 
 @pytest.fixture
@@ -201,6 +203,12 @@ def test_int8_sites_are_within_half_a_step_and_gone_on_with_the_same_scales(tmp_
     assert parts.columns == store.columns
     with pytest.raises(StoreError, match="another configuration"):
         run(tmp_path / "int8", cfg=dataclasses.replace(cfg, calibration_rows=10))
+
+
+def test_rows_that_are_not_stored_are_not_int8(tmp_path):
+    with pytest.raises(ConfigError, match="harvest.dtype='int8': rows that are not stored"):
+        runs.config(tmp_path, live__enabled=True, harvest__dtype="int8")
+    assert Harvest(dtype="int8").made_as == "float32"  # what a batch takes on a device
 
 
 def test_a_store_that_the_disk_has_no_room_for_is_refused_before_it_is_begun(
