@@ -206,7 +206,7 @@ def test_int8_sites_are_within_half_a_step_and_gone_on_with_the_same_scales(tmp_
 
 
 def test_rows_that_are_not_stored_are_not_int8(tmp_path):
-    with pytest.raises(ConfigError, match="harvest.dtype='int8': rows that are not stored"):
+    with pytest.raises(ConfigError, match=r"harvest.dtype='int8': rows that are not stored"):
         runs.config(tmp_path, live__enabled=True, harvest__dtype="int8")
     assert Harvest(dtype="int8").made_as == "float32"  # what a batch takes on a device
 

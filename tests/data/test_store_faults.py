@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import saex.data.store_writer as store_writer
-from saex.data import Column, Store, StoreError, StoreWriter
+from saex.data import Column, Store, StoreError, StoreWriter, calibrate
 from saex.data.manifest import json_sha256
 from saex.data.store_shards import crc32c
 
@@ -98,6 +98,32 @@ def test_every_flipped_byte_of_every_file_is_found(store):
                 damages = Store.open(store.path).damages()
                 assert [d.file for d in damages] == [file]
             except StoreError as err:  # the index and small files: already when it is opened
+                assert str(file) in str(err)
+            flip(file, at)
+    store.verify()
+
+
+def test_flipped_bytes_are_found_in_every_kind_of_column(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 6)).astype(np.float32)
+    columns = {"x": calibrate(x, 0.0, max_outliers=1), "label": Column((), "string")}
+    with StoreWriter(tmp_path, columns, chunk_rows=16) as writer:
+        writer.append({"x": x, "label": ["ünï", "b", "c"] * 20})
+        writer.finish()
+    store = Store.open(tmp_path)
+    files = sorted(store.manifest.segments[0].files)
+    assert len(files) == 8 and {"x.outliers/c/0/0", "label/strings.json"} <= set(files)
+    for name in files:
+        file = file_of(store, name, segment=0)
+        for at in rng.choice(file.stat().st_size, 6, replace=False):
+            flip(file, at)
+            try:
+                damages = Store.open(tmp_path).damages()
+                assert [d.file for d in damages] == [file]
+                size = store.columns[name.split("/")[0]].row_bytes
+                chunk = at // (16 * size + 4)  # of which the last four bytes are its CRC
+                assert damages[0].rows == ((16 * chunk, min(16 * chunk + 16, 60)),)
+            except StoreError as err:
                 assert str(file) in str(err)
             flip(file, at)
     store.verify()
@@ -236,7 +262,7 @@ def test_a_failing_disk_loses_nothing_that_was_committed(tmp_path, monkeypatch):
 
 LIMITED = """
     import resource, sys, numpy as np
-    from saex.data import Column, Store, StoreError, StoreWriter
+    from saex.data import Column, Store, StoreError, StoreWriter, calibrate
     path = sys.argv[1]
     with StoreWriter(path, {"x": Column((64,), "float32")}) as writer:
         writer.append({"x": np.ones((100, 64))})
