@@ -13,6 +13,7 @@ from saex.data.statistics import merge_all
 from saex.data.store import Store, load_manifest
 from saex.data.store_lock import lock_folder
 from saex.data.store_names import Names, part_of
+from saex.data.store_remote import local
 
 
 def merge_parts(path: str | os.PathLike) -> Store:
@@ -25,7 +26,7 @@ def merge_parts(path: str | os.PathLike) -> Store:
       StoreError: no part there, one that is missing, not complete, damaged, or of another make
         than the others; another writer in the folder.
     """
-    folder = Path(path)
+    folder = local(path)
     lock = lock_folder(folder, Names().lock)
     try:
         if not (folder / MANIFEST).exists():

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from saex.data.manifest import StoreError
+
 SCHEMES = ("s3", "gs")
 # Attempts at a request, with growing pauses; then it is an error.
 _RETRIES = {"max_retries": 5, "initial_delay": "200ms", "max_delay": "5s"}
@@ -25,6 +27,20 @@ def place(path: str | os.PathLike) -> Path | RemotePath:
 def is_remote(path: str | os.PathLike) -> bool:
     """Whether a path names a place on an object store."""
     return urlsplit(os.fspath(path)).scheme in SCHEMES
+
+
+def local(path: str | os.PathLike) -> Path:
+    """A folder to write to.
+
+    Raises:
+      StoreError: a place on an object store.
+    """
+    if is_remote(path):
+        raise StoreError(
+            f"{os.fspath(path)}: stores are written to folders. Write one there, and then: "
+            "saex store copy FOLDER s3://bucket/name"
+        )
+    return Path(path)
 
 
 def absolute(path: str | os.PathLike) -> str:

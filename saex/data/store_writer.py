@@ -37,6 +37,7 @@ from saex.data.room import bytes_needed, check_room
 from saex.data.statistics import ColumnStats, merge_all, stats_from_json, stats_to_json
 from saex.data.store_lock import lock_folder
 from saex.data.store_names import Names
+from saex.data.store_remote import local
 from saex.data.store_resume import start_from
 from saex.data.strings import to_json as strings_to_json
 
@@ -96,14 +97,14 @@ class StoreWriter:
             there has; a folder that is no store, cannot be written, has another writer, or lies on
             a disk without room for the rows.
         """
+        self.path = local(path)
         whole = with_parts(columns)
         check_columns(whole)
         if chunk_rows < 1:
             raise StoreError(f"chunk_rows is {chunk_rows}; expected a whole number from 1")
         if rows is not None:
-            check_room(path, bytes_needed(columns, rows, max(1, rows), chunk_rows))
+            check_room(self.path, bytes_needed(columns, rows, max(1, rows), chunk_rows))
         wanted = Manifest(whole, chunk_rows, _as_json(meta or {}, "meta"))
-        self.path = Path(path)
         self._buffer = RowBuffer(dict(columns), max_buffer_bytes, non_finite == "drop")
         self._names = Names(part)
         self._shuffle: tuple[int, ...] | None = None

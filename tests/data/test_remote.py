@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from saex import loop
-from saex.data import Column, Store, StoreError, StoreWriter, store_remote
+from saex.data import Column, Store, StoreError, StoreWriter, calibrate, merge_parts, store_remote
 from saex.data.split import open_split
 from saex.data.store_copy import copy_store
 from saex.data.store_remote import RemotePath, is_remote
@@ -26,14 +26,17 @@ from tests import runs
 needs_server = pytest.mark.skipif(
     importlib.util.find_spec("moto") is None, reason="needs an S3 server: pip install 'saex[s3]'"
 )
-COLUMNS = {"x": Column((5,)), "n": Column((), "int32")}
+QUANTISED = calibrate(np.sin(np.arange(400.0)[:, None] * np.arange(1, 6)), 0.0, max_outliers=1)
+COLUMNS = {"x": Column((5,)), "n": Column((), "int32"), "q": QUANTISED}
+COLUMNS |= {"label": Column((), "string")}
 
 
 def write(path, rows=300):
     with StoreWriter(path, COLUMNS, {"made": "here"}, chunk_rows=16) as writer:
         for part in (slice(0, 100), slice(100, rows)):
             n = np.arange(rows)[part]
-            writer.append({"n": n, "x": np.sin(n[:, None] * np.arange(1, 6))})
+            x = np.sin(n[:, None] * np.arange(1, 6))
+            writer.append({"n": n, "x": x, "q": x, "label": [f"{i % 3} ü" for i in n]})
             writer.commit({})
         writer.finish()
     return Store.open(path)
@@ -78,6 +81,7 @@ def test_a_store_on_s3_is_the_store_it_was_copied_from(bucket, tmp_path):
         assert remote.read(name).tobytes() == local.read(name).tobytes()
         assert remote.read(name, 95, 131).tobytes() == local.read(name, 95, 131).tobytes()
     remote.verify()
+    assert remote.strings("label") == local.strings("label") == ("0 ü", "1 ü", "2 ü")
     streams = [Stream(batch=32).open(s, ["n"], 0) for s in (local, remote)]
     batches = [stream.gather(0, 320)["n"].tolist() for stream in streams]
     assert batches[0] == batches[1]
@@ -233,6 +237,14 @@ def test_copies_of_folders(tmp_path):
         copy_store(tmp_path / "a", tmp_path / "c")
     with pytest.raises(StoreError, match=r"has no manifest.json"):
         Store.open(tmp_path / "c")
+
+
+def test_writers_take_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda p: StoreWriter(p, COLUMNS), merge_parts):
+        with pytest.raises(StoreError, match=r"s3://b/x: stores are written to folders. .* copy"):
+            call("s3://b/x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_of_object_stores():
