@@ -134,6 +134,108 @@ SAES = {
         "b_dec_init": "geometric_median",  # as above
         "matmul_dtype": "float32",  # as above
     },
+    "kron": {  # an encoder of small heads, whose units are paired
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents, a multiple of base * extension; no default
+        "k": 32,  # active latents a row
+        "base": 2,  # base units of a head
+        "extension": 4,  # extension units of a head
+        "epsilon": 1e-5,  # under the root of a pair: bounds its slope at 0
+        "aux_coefficient": 1 / 32,  # as topk's
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as topk's
+        "b_dec_init": "zeros",  # or as topk's
+        "matmul_dtype": "float32",  # as topk's
+    },
+    "msae": {  # several k at once
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "k": 32,  # active latents a row at inference
+        "levels": (1, 2, 4, 8),  # multiples of k that must reconstruct, each
+        "whole": True,  # all of relu(p) must, too: a dense pass more
+        "weights": "uniform",  # of the levels; "reverse": the sparsest weighs most
+        "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
+        "normalize": "unit_mean_square",  # as topk's
+        "b_dec_init": "geometric_median",  # as topk's
+        "matmul_dtype": "float32",  # as topk's
+    },
+    "top_afa": {  # as many latents as make up a row's norm
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "afa": 1 / 64,  # weight of the norm loss; L0 grows with it
+        "capacity": 0,  # candidates a row in training; 0: dense
+        "aux_coefficient": 1 / 32,  # as topk's
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as above
+        "b_dec_init": "zeros",  # as above
+        "matmul_dtype": "float32",  # as above
+    },
+    "mutual_choice": {  # BatchTopK that revives underused latents
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "k": 32,  # mean of active latents a row
+        "capacity": None,  # candidates a row in training; None: 8 k
+        "threshold_rate": 0.01,  # weight of a batch in the inference threshold's running mean
+        "aux_coefficient": 1 / 32,  # weight of aux_zipf
+        "k_aux": None,  # underused latents that may serve a row; None: as topk's
+        "underused": 0.5,  # share of what the fitted law gives to a latent's rank; 0: dead alone
+        "density_rows": 1_000_000,  # memory of densities; until then only dead latents count
+        "law_every": 100,  # steps between fits of the law
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as above
+        "b_dec_init": "geometric_median",  # as above
+        "matmul_dtype": "float32",  # as above
+    },
+    "feature_choice": {  # latents choose their rows
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "k": 32,  # mean of active latents a row
+        "choice_from": 0.8,  # share of the run after which latents choose; before, all pairs compete
+        "threshold_rate": 0.01,  # weight of a batch in the inference thresholds' running means
+        "aux_coefficient": 1 / 32,  # as mutual_choice's
+        "k_aux": None,  # as mutual_choice's
+        "underused": 0.5,  # as mutual_choice's
+        "density_rows": 1_000_000,  # as mutual_choice's
+        "law_every": 100,  # as mutual_choice's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as above
+        "b_dec_init": "geometric_median",  # as above
+        "matmul_dtype": "float32",  # as above
+    },
+    "adaptive_k": {  # a k for each row, by a probe; reads the column "complexity"
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "k_min": 20,  # active latents of the simplest row ...
+        "k_max": 320,  # ... and of the most complex one; both are approached
+        "steep": 6.0,  # of the sigmoid between them
+        "lowest": 0.0,  # value of the column that is complexity 0
+        "highest": 10.0,  # value of the column that is complexity 10
+        "tune_from": 0.9,  # share of the run after which the probe is tuned
+        "probe_weight": 0.9,  # of the probe's loss
+        "l1": 0.005,  # weight of the L1 term; 0: without
+        "aux_coefficient": 1 / 32,  # as topk's
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as above
+        "b_dec_init": "geometric_median",  # as above
+        "matmul_dtype": "float32",  # as above
+    },
+    "group_bias": {  # biases steered to how often latents shall fire
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "groups": 10,  # of latents, each with a target of its own
+        "most": 0.5,  # the first group's target: the share of rows in which a latent may fire
+        "least": 1e-3,  # the last group's; those between fall geometrically
+        "every": 50,  # steps between adaptations of the biases
+        "rate_down": 0.01,  # how far a bias falls, of the latent's largest pre-activation
+        "rate_up": 0.01,  # how far that of a silent latent rises, of its group's mean largest
+        "rarely": 1e-6,  # share of rows up to which a latent counts as silent
+        "relu": False,  # size with the bias instead of without
+        "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
+        "matmul_dtype": "float32",  # as topk's
+    },
 }
 
 

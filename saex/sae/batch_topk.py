@@ -85,9 +85,7 @@ class BatchTopK:
         how = self.normalize, self.b_dec_init
         params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
         params = affine.match_norms(probe_key, params, self.k)
-        few = x[:512]
-        p = (few - params["b_dec"][None]) @ params["W_enc"].T
-        params["threshold"] = selection.batch_cut(p, self.k * few.shape[0])
+        params["threshold"] = selection.first_cut(params, x, self.k)
         stats = {
             "since_fired": jnp.zeros((self.n,), jnp.int32),
             "mse_scale": affine.mse_scale(x),
@@ -138,10 +136,7 @@ class BatchTopK:
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, y, lowest)
 
         loss, (metrics, stats, y, lowest) = selection.exactly(exact, sparse, dense, params)
-        threshold = held["threshold"]
-        # a batch in which nothing is above 0 says nothing
-        moved = threshold + self.threshold_rate * (lowest - threshold)
-        threshold = jnp.where(jnp.isfinite(lowest), moved, threshold)
+        threshold = selection.follow(held["threshold"], lowest, self.threshold_rate)
         metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
         return loss, Out(metrics, stats, y, {"threshold": threshold})
 

@@ -36,9 +36,13 @@ def figures(
     x: Float[Array, "b d"], residual: Float[Array, "b d"], codes: Codes, dead: Bool[Array, " n"]
 ) -> dict[str, Float[Array, ""]]:
     """What every method logs: "fvu" of this batch, "l0", and the share of "dead" latents."""
-    dead_ones = ops.latents_sum(jnp.sum(dead)).astype(jnp.float32)
-    share = dead_ones / ops.latents_count(dead)
-    return {"fvu": fvu(x, residual), "l0": ops.l0(codes), "dead": share}
+    return {"fvu": fvu(x, residual), "l0": ops.l0(codes), "dead": share(dead)}
+
+
+def share(latents: Bool[Array, " n"]) -> Float[Array, ""]:
+    """Of all devices' latents the share that is marked."""
+    marked = ops.latents_sum(jnp.sum(latents)).astype(jnp.float32)
+    return marked / ops.latents_count(latents)
 
 
 def l1(values: Float[Array, "b n"], W_dec: Float[Array, "n d"]) -> Float[Array, ""]:
@@ -51,6 +55,28 @@ def row_norms(W: Float[Array, "n d"]) -> Float[Array, " n"]:
     """||W_i||, with gradient 0 where a row is zero: it must not make every weight NaN."""
     square = jnp.sum(jnp.square(W), axis=1)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+def eps_lbo(
+    x: Float[Array, "b d"], values: Float[Array, "b c"], norms: Any, bias: Any, n: int
+) -> Float[Array, ""]:
+    """Mean over rows of | ||x||^2 - ||f||^2 | / ((n - 1) ||f||^2) (arXiv 2503.24277).
+
+    A lower bound on the largest |cosine| between two decoder rows that the gap of norms needs,
+    for codes f >= 0: near 0 where n latents are all but orthogonal and as active as the row asks.
+
+    Args:
+      x: rows, in the units of the codes. values: this device's codes.
+      norms: of the decoder rows that the codes weigh, shaped to multiply them; ``row_norms``.
+      bias: b_dec [d], which counts as one more latent that is always on; None: without.
+      n: latents on all devices.
+    """
+    x, values, norms, bias = jax.lax.stop_gradient((x, values, norms, bias))
+    square = ops.latents_sum(jnp.sum(jnp.square(values * norms), axis=1))
+    if bias is not None:
+        square = square + jnp.sum(jnp.square(bias))
+    gap = jnp.abs(jnp.sum(jnp.square(x), axis=1) - square)
+    return ops.rows_mean(gap / (max(n - 1, 1) * jnp.maximum(square, 1e-30)))
 
 
 def aux_k(

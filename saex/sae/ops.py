@@ -139,15 +139,20 @@ def decode_part(codes: Codes, W_dec: Float[Array, "n d"], matmul_dtype: str = "f
     return latents_sum(y)
 
 
-def fired(codes: Codes, n_local: int) -> Bool[Array, " n"]:
-    """Which of this device's latents are not 0 in any row of the global batch."""
+def firings(codes: Codes, n_local: int) -> Int[Array, " n"]:
+    """In how many rows of the global batch each of this device's latents is not 0."""
     on = jax.lax.stop_gradient(codes.values) != 0
     if isinstance(codes, SparseCodes):
         indices = codes.indices.reshape(-1)
         counts = jnp.zeros((n_local,), jnp.int32).at[indices].add(on.reshape(-1).astype(jnp.int32))
     else:
         counts = jnp.sum(on, axis=0, dtype=jnp.int32)
-    return rows_sum(counts) > 0
+    return rows_sum(counts)
+
+
+def fired(codes: Codes, n_local: int) -> Bool[Array, " n"]:
+    """Which of this device's latents are not 0 in any row of the global batch."""
+    return firings(codes, n_local) > 0
 
 
 def l0(codes: Codes) -> Float[Array, ""]:

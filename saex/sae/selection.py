@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from saex.kernels import zeros_as
 from saex.kernels.encode_topk import encode_topk
 from saex.sae import ops
+from saex.typing import Params
 
 
 def batch_cut(values: Float[Array, "b c"], total: Any) -> Float[Array, ""]:
@@ -58,6 +60,72 @@ def top_of_batch(
     kept = (values >= cut) & (values > 0)
     exact = everywhere(~kept[:, -1]) if values.shape[1] < n_local else jnp.bool_(True)
     return jnp.where(kept, values, 0), cut, exact
+
+
+def norm_cut(values: Float[Array, "b c"], norm: Float[Array, " b"]) -> Float[Array, " b"]:
+    """Where each row's largest values, kept from there on, come nearest to a norm (top-AFA).
+
+    Of the prefixes of a row's sorted values (over all devices that hold latents) the one with
+    | ||prefix|| - norm | least, at least one value long; of equally near ones the shorter. Values
+    equal at the cut are all kept; 0 where all that are above 0 do not reach the norm.
+
+    Args:
+      values: 0 where there is none; negative ones count as 0.
+      norm: one a row.
+    """
+    values = jax.nn.relu(jax.lax.stop_gradient(values))
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    power = jax.lax.stop_gradient(jnp.square(norm))
+
+    def power_from(cut):
+        kept = jnp.where(bits >= cut[:, None], jnp.square(values), 0)
+        return ops.latents_sum(jnp.sum(kept, axis=1))
+
+    top = ops.latents_max(jnp.max(bits, axis=1))
+    low, high = _bisect(lambda cut: power_from(cut) > power, top + 1)
+    less, more = (jnp.abs(jnp.sqrt(power_from(cut)) - norm) for cut in (high, low))
+    cut = jnp.where((less <= more) & (high <= top), high, low)
+    return jnp.where(cut > 1, jax.lax.bitcast_convert_type(cut, jnp.float32), 0)
+
+
+def column_cuts(values: Float[Array, "b n"], totals: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The ``totals[j]``-th largest value of each latent over the global batch, at least 0.
+
+    Infinity where a total is 0. Values equal at the cut are all kept, as in ``batch_cut``.
+    """
+    bits = jax.lax.bitcast_convert_type(jax.nn.relu(jax.lax.stop_gradient(values)), jnp.int32)
+
+    def enough(cuts):
+        return ops.rows_sum(jnp.sum(bits >= cuts[None], axis=0, dtype=jnp.int32)) >= totals
+
+    top = ops.rows_max(jnp.max(bits, axis=0))
+    low, _ = _bisect(enough, top + 1)
+    return jnp.where(totals > 0, jax.lax.bitcast_convert_type(low, jnp.float32), jnp.inf)
+
+
+def _bisect(enough: Callable[[Any], Any], high: Int[Array, " m"]) -> tuple[Any, Any]:
+    """(low, high), neighbours for each entry: ``enough`` at low (or low is 0), not at high."""
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2
+        reached = enough(middle)
+        # where low stays 0 and is not enough itself, it is never handed on as the upper end
+        return jnp.where(reached, middle, low), jnp.where(reached | (middle == 0), high, middle)
+
+    return jax.lax.fori_loop(0, 32, halve, (zeros_as(high.shape, high), high))
+
+
+def first_cut(params: Params, x: Float[Array, "b d"], k: int) -> Float[Array, ""]:
+    """``batch_cut`` of k a row on up to 512 rows (scaled units) of a sample, at initialisation."""
+    few = x[:512]
+    p = (few - params["b_dec"][None]) @ params["W_enc"].T
+    return batch_cut(p, k * few.shape[0])
+
+
+def follow(mean: Any, value: Any, rate: Any) -> Any:
+    """A running mean moved by one value; where that is not finite it says nothing."""
+    return jnp.where(jnp.isfinite(value), mean + rate * (value - mean), mean)
 
 
 def smallest(values: Float[Array, "b c"]) -> Float[Array, ""]:

@@ -1,0 +1,161 @@
+"""Mutual Choice SAE: a batch's largest pairs, underused latents revived (arXiv 2411.02124)."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from saex.kernels.encode_topk import encode_topk, pre_activations
+from saex.sae import affine, losses, ops, selection, zipf
+from saex.sae.base import ArraySpec, DenseCodes, Out
+from saex.typing import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class MutualChoice:
+    """p = (x - b_dec) W_enc^T + b_enc; f = relu(p) where it is among a batch's b k largest.
+
+    The selection, the threshold at inference and the candidates are ``BatchTopK``'s (found at the
+    same time); what differs is the auxiliary loss of Ayonrinde 2024.
+
+    Loss: s * MSE + aux_coefficient * aux_zipf. aux_zipf is ``TopK``'s AuxK with the underused
+    latents in place of the dead ones: those dead, and those that fire less than ``underused`` times
+    what a Zipf-Mandelbrot law, fitted to all latents' densities, gives to their rank
+    (``saex.sae.zipf``). The paper's body was not to be had: that form is our reading of its
+    abstract; with underused = 0 it is AuxK. Until ``density_rows`` rows are seen only dead ones
+    count.
+
+    Fields:
+      underused: share of the law below which a latent is served; 0: dead ones alone.
+      density_rows: memory of the densities, in rows. law_every: steps between fits of the law.
+      others: as in ``BatchTopK``; k_aux of the underused latents may serve a row.
+    """
+
+    d_in: int
+    n: int
+    k: int = 32
+    capacity: int | None = None
+    threshold_rate: float = 0.01
+    aux_coefficient: float = 1 / 32
+    k_aux: int | None = None
+    underused: float = 0.5
+    density_rows: int = 1_000_000
+    law_every: int = 100
+    dead_after_tokens: int = 10_000_000
+    normalize: affine.Normalize = "unit_mean_square"
+    b_dec_init: affine.BiasInit = "geometric_median"
+    matmul_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    codes: ClassVar[type] = DenseCodes
+    columns: ClassVar[tuple[str, ...]] = ("x",)
+    frozen: ClassVar[tuple[str, ...]] = ("threshold",)
+
+    def __post_init__(self) -> None:
+        affine.check_k(self.k, self.n)
+        affine.check_dead_after(self.dead_after_tokens)
+        zipf.check(self.underused, self.density_rows, self.law_every)
+        if self.capacity is not None and self.capacity < self.k:
+            raise ValueError(f"capacity={self.capacity}: at least k={self.k}, or None")
+        if not 0 < self.threshold_rate <= 1:
+            raise ValueError(f"threshold_rate={self.threshold_rate}: above 0, at most 1")
+
+    @property
+    def d_out(self) -> int:
+        """d_in."""
+        return self.d_in
+
+    @property
+    def aux_latents(self) -> int:
+        """k_aux, or the power of two nearest to d_in / 2, at most n."""
+        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
+
+    def specs(self) -> dict[str, dict[str, ArraySpec]]:
+        """As ``BatchTopK``; stats also: ``zipf.specs``."""
+        params = affine.specs(self.d_in, self.d_in, self.n)
+        params["threshold"] = ArraySpec((), (), trainable=False, doc="of codes, in scaled units")
+        stats = {
+            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
+            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
+        }
+        return {"params": params, "stats": {**stats, **zipf.specs(self.n)}}
+
+    def hyper(self) -> dict[str, float]:
+        """k and the weight of aux_zipf."""
+        return {"k": float(self.k), "aux_coefficient": self.aux_coefficient}
+
+    def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
+        """As ``BatchTopK``."""
+        weights_key, probe_key = jax.random.split(key)
+        how = self.normalize, self.b_dec_init
+        params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
+        params = affine.match_norms(probe_key, params, self.k)
+        params["threshold"] = selection.first_cut(params, x, self.k)
+        stats = {
+            "since_fired": jnp.zeros((self.n,), jnp.int32),
+            "mse_scale": affine.mse_scale(x),
+        }
+        return params, {**stats, **zipf.start(self.n, self.k)}
+
+    @ops.encode
+    def encode(self, params: Params, x: Any) -> DenseCodes:
+        """Dense codes [b, n] of raw rows [b, d], by the threshold."""
+        p = self._scores(params, affine.scaled(params, x))
+        return DenseCodes(jnp.where(p > params["threshold"], jax.nn.relu(p), 0))
+
+    @ops.decode
+    def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
+        """Raw rows [b, d], float32."""
+        return affine.decode(params, codes, self.matmul_dtype) / params["scale"]
+
+    @ops.loss
+    def loss(
+        self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
+    ) -> tuple[Any, Out]:
+        """s * MSE + aux_coefficient * aux_zipf of one global batch of raw rows."""
+        n, rows = stats["since_fired"].shape[0], ops.rows_count(batch["x"])
+        held, total = jax.lax.stop_gradient(params), hyper["k"] * rows
+        x = affine.scaled(held, batch["x"])
+        weights = ops.own((x, held["b_dec"], held["W_enc"], held["b_enc"]))
+        size = min(self.capacity or 8 * self.k, n)
+        chosen: tuple = encode_topk(*weights, size, self.matmul_dtype)
+        values, cut, exact = selection.top_of_batch(jax.nn.relu(chosen[0]), n, total)
+
+        def sparse(params):
+            return objective(params, affine.used_slots(values, chosen[1]), cut)
+
+        def dense(params):
+            p = jax.nn.relu(self._scores(params, affine.scaled(params, batch["x"])))
+            cut = selection.batch_cut(p, total)
+            return objective(params, DenseCodes(jnp.where(p >= cut, p, 0)), cut)
+
+        def objective(params, codes, cut):
+            x = affine.scaled(params, batch["x"])
+            after, dead = affine.tally(stats, codes, rows, self.dead_after_tokens)
+            after = zipf.count(after, codes, rows, self.density_rows)
+            few = zipf.underused(after, dead, self.underused, self.density_rows)
+            aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
+            codes, y, aux_zipf, served = affine.decode_aux(params, x, codes, few, *aux)
+            mse = stats["mse_scale"] * losses.mse(x - y)
+            metrics = {"mse": mse, "aux_zipf": aux_zipf, "aux_served": served, "cut": cut}
+            metrics |= {**losses.figures(x, x - y, codes, dead), "underused": losses.share(few)}
+            lowest = selection.smallest(codes.values)
+            return mse + hyper["aux_coefficient"] * aux_zipf, (metrics, after, y, lowest)
+
+        loss, (metrics, stats, y, lowest) = selection.exactly(exact, sparse, dense, params)
+        due = (step % self.law_every == 0) & zipf.settled(stats, self.density_rows)
+        threshold = selection.follow(held["threshold"], lowest, self.threshold_rate)
+        metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
+        return loss, Out(metrics, zipf.refresh(stats, due), y, {"threshold": threshold})
+
+    def project_gradients(self, params: Params, grads: Params) -> Params:
+        """Without the part along each decoder row."""
+        return affine.tangent_decoder(params, grads)
+
+    def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
+        """Decoder rows back to unit norm."""
+        return affine.unit_decoder(state)
+
+    def _scores(self, params: Params, x: Any) -> Any:
+        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
+        return pre_activations(x, *weights, self.matmul_dtype)
