@@ -17,12 +17,13 @@ from saex.data.exclude import DEFAULT_POSITIONS, Kept, resolve
 from saex.data.kept_cache import resolve_once
 from saex.data.lanes import Lanes, parts_of
 from saex.data.lease import Lease
-from saex.data.manifest import Column, StoreError
+from saex.data.manifest import Column
 from saex.data.mixed import Mixed
 from saex.data.mixing import expected_distinct
 from saex.data.resident import Resident, check_resident
 from saex.data.split import DOCUMENT, Part
 from saex.data.store import Store
+from saex.data.stream_checks import check_lanes, check_mesh, check_rows, check_store
 from saex.data.windows import Windows
 from saex.registry import run_field
 from saex.sharding import DATA
@@ -114,9 +115,9 @@ class Stream:
           ValueError: the batch cannot be split over the data axis of the mesh.
         """
         names = dict(columns) if isinstance(columns, Mapping) else {n: n for n in columns}
-        _check_store(store, names)
-        _check_mesh(self.batch, mesh)
-        _check_lanes(self.lanes, jax.process_count())
+        check_store(store, names)
+        check_mesh(self.batch, mesh)
+        check_lanes(self.lanes, jax.process_count())
         if seed < 0:
             raise ValueError(f"seed={seed}: a seed is a whole number from 0")
         return Batches(self, store, names, seed, mesh, dtype, cache)
@@ -152,7 +153,7 @@ class Batches:
         self._dtypes = {n: _dtype(c, dtype) for n, c in self._columns.items()}
         self._kept = [self._resolve(one, cache) for one in parts_of(store)[0]]
         self.rows = sum(int(kept.counts.sum()) for kept in self._kept)
-        _check_rows(store, self.rows, config.batch)
+        check_rows(store, self.rows, config.batch)
         self._lanes = self._open_lanes(sorted(self._stored))
         self._lease = Lease()
         self._sharding = None if mesh is None else NamedSharding(mesh, jax.P(DATA))
@@ -370,44 +371,5 @@ def _dtype(column: Column, dtype: str | None) -> np.dtype:
     return column.numpy_dtype if cast_to is None else Column(dtype=cast_to).numpy_dtype
 
 
-def _check_store(store: Store | Part | Mixed, names: Mapping[str, str]) -> None:
-    if not store.complete:
-        raise StoreError(
-            f"{store.path} is not complete ({store.rows} rows so far): its writer was stopped. "
-            "Run the same harvest again, it goes on where it stopped"
-        )
-    for stored in names.values():
-        joined.column(store, stored)
-
-
 def _parts(names: Mapping[str, str]) -> set[str]:
     return {part for stored in names.values() for part in joined.parts(stored)}
-
-
-def _check_rows(store: Store | Part | Mixed, kept: int, batch: int) -> None:
-    if kept < batch:
-        raise StoreError(
-            f"{store.path} has {store.rows} rows, {kept} of which are kept: fewer than one batch "
-            f"of {batch}. Harvest more rows, exclude fewer, or make stream.batch smaller"
-        )
-
-
-def _check_lanes(lanes: int, processes: int) -> None:
-    if lanes % processes:
-        raise ValueError(
-            f"stream.lanes={lanes} cannot be shared by {processes} processes: use a multiple, such "
-            f"as {-(-lanes // processes) * processes} (another number of lanes is another order)"
-        )
-
-
-def _check_mesh(batch: int, mesh: Any) -> None:
-    if mesh is None:
-        return
-    if DATA not in mesh.shape:
-        raise ValueError(f"the mesh has axes {tuple(mesh.shape)}; the stream needs {DATA!r}")
-    parts = mesh.shape[DATA]
-    if batch % parts:
-        raise ValueError(
-            f"stream.batch={batch} cannot be split over mesh.{DATA}={parts}: "
-            f"use a multiple of {parts}, such as {-(-batch // parts) * parts}"
-        )
