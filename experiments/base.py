@@ -192,7 +192,7 @@ SAES = {
         "d_in": 256,  # width of the site's activations; no default
         "n": 4096,  # latents; no default
         "k": 32,  # mean of active latents a row
-        "choice_from": 0.8,  # share of the run after which latents choose; before, all pairs compete
+        "choice_from": 0.8,  # share of the run after which latents choose; 0: from the start
         "threshold_rate": 0.01,  # weight of a batch in the inference thresholds' running means
         "aux_coefficient": 1 / 32,  # as mutual_choice's
         "k_aux": None,  # as mutual_choice's

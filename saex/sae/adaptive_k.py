@@ -16,9 +16,9 @@ BACK = 3
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveK:
-    """``TopK`` with a k for each row, read off the row: s = clip(x w + b, 0, 10), then
+    """``TopK`` with a k for each row, which a linear probe reads off the row.
 
-    k = round(k_min + (k_max - k_min) sigmoid(steep (s / 10 - 1/2))), between k_min and k_max.
+    k = round(k_min + (k_max - k_min) sigmoid(steep (s / 10 - 1/2))), s = clip(x w + b, 0, 10).
 
     The probe (w, b) is fitted to the column "complexity" of the sample by ridge regression at
     initialisation (the penalty by five-fold validation) and held until ``tune_from`` of the run.

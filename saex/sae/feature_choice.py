@@ -16,12 +16,13 @@ from saex.typing import Batch, Params
 class FeatureChoice:
     """p = (x - b_dec) W_enc^T + b_enc; f_j = relu(p_j) in the m_j rows where p_j is largest.
 
-    Rows of a batch, that is, the global one. The budgets m_j sum to k rows and follow the Zipf-Mandelbrot law of the latents' densities
-    (``saex.sae.zipf``), so that no latent is left out. In the first ``choice_from`` of the run all
-    pairs of row and latent compete, as in ``MutualChoice``: that is where densities come from; then
-    the law is frozen and latents choose. Budgets below 1 are met on average, by one random draw a
-    step. At inference f_j = relu(p_j) where p_j > threshold_j, the running mean of the latent's
-    smallest chosen value: a JumpReLU SAE. x_hat = f W_dec + b_dec.
+    Rows of a batch, that is, the global one. The budgets m_j sum to k rows and follow the
+    Zipf-Mandelbrot law of the latents' densities (``saex.sae.zipf``), so that no latent is left
+    out. In the first ``choice_from`` of the run all pairs of row and latent compete, as in
+    ``MutualChoice``: that is where densities come from; then the law is frozen and latents choose.
+    Budgets below 1 are met on average, by one random draw a step. At inference f_j = relu(p_j)
+    where p_j > threshold_j, the running mean of the latent's smallest chosen value: a JumpReLU SAE.
+    x_hat = f W_dec + b_dec.
 
     Loss: s * MSE + aux_coefficient * aux_zipf, as in ``MutualChoice``, whose remark on the source
     holds here too: phases, law and thresholds are our reading. Chosen pairs below 0 are dropped.

@@ -19,10 +19,10 @@ SAMPLE = 1024  # rows on which biases are found
 class JumpReLUTanh:
     """p = x W_enc^T + b_enc; f = p where p > theta = exp(log_threshold); x_hat = f W_dec + b_dec.
 
-    Loss, a mean over rows of sum_d (x - x_hat)^2 + sparsity * sum_i tanh(tanh_scale f_i w_i)
-    + pre_activation * sum_i relu(theta_i - p_i) w_i, w_i = ||W_dec,i||: Anthropic's Circuits
-    Updates, January 2025. The tanh nearly counts, yet has a gradient in f and w, so no
-    straight-through step is needed; thresholds learn through the jump's rectangle and the last term, which also lifts
+    Loss, a mean over rows of sum_d (x - x_hat)^2 + sparsity * sum_i tanh(tanh_scale f_i w_i) +
+    pre_activation * sum_i relu(theta_i - p_i) w_i, w_i = ||W_dec,i||: Anthropic's Circuits Updates,
+    January 2025. The tanh nearly counts, yet has a gradient in f and w, so no straight-through step
+    is needed; thresholds learn through the jump's rectangle and the last term, which also lifts
     latents that are off (p too feels it), so that none dies. We read the update in other projects'
     versions: what reaches p through the jump is the gradient of its active side alone.
 

@@ -28,8 +28,8 @@ class TopAFA:
     AuxK is as in ``TopK``. The metric "eps_lbo" is ``losses.eps_lbo``, the paper's diagnostic.
 
     L0 is what comes out: 1000 and more of 12288 in the paper. Training takes the ``capacity``
-    largest of each row first (on each device that holds latents); where a row needs more, the batch is done
-    densely: the metric "fallback" says how often. A large share calls for capacity 0.
+    largest of each row first (on each device that holds latents); where a row needs more, the batch
+    is done densely: the metric "fallback" says how often. A large share calls for capacity 0.
 
     Fields:
       afa: weight of the norm loss; the paper sweeps 1/128 to 1/16, and L0 grows with it.

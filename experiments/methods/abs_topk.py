@@ -1,0 +1,32 @@
+"""AbsTopK: signed latents, so that one stands for both poles of an axis.
+
+    saex train --config=experiments/methods/abs_topk.py --workdir=runs/abs_topk
+
+To look at: FVU at L0 32 against TopK's (two poles a latent ask for fewer latents), and in the
+report latents whose lowest activations mean the opposite of their highest.
+
+The quickstart's model, text and rows: after one run ``--config.store=runs/abs_topk/store`` serves
+the others of this folder. ``--config=experiments/methods/abs_topk.py:topk`` trains the method to
+compare with. Hardware: 2 CPU cores. Not yet timed or run in full.
+"""
+
+from ml_collections import ConfigDict
+
+SAES = {
+    "abs_topk": {"k": 32},
+    "topk": {"k": 32},
+}
+
+
+def get_config(arg: str = "abs_topk") -> ConfigDict:
+    return ConfigDict(
+        {
+            "sae": {"name": arg, "d_in": 256, "n": 2048, "dead_after_tokens": 200_000, **SAES[arg]},
+            "site": "blocks.1.resid_post",
+            "steps": 500,
+            "harvest": {"rows": 600_000, "heldout_rows": 210_000},
+            "stream": {"batch": 4096},
+            "optim": {"lr": 4e-3},
+            "eval": {"rows": 250_000, "contexts": 128},
+        },
+    )

@@ -1,0 +1,38 @@
+r"""AdaptiveK: a probe of a row's complexity says how many latents it gets.
+
+    saex train --config=experiments/methods/adaptive_k.py --workdir=runs/adaptive_k \
+        --config.store=runs/quickstart/store
+
+To look at: "probe" (its mean squared error) in metrics.jsonl, the mean L0, and FVU against TopK at
+that L0, on the store that the quickstart's run has left.
+
+The column "complexity" has to be in the store, and the quickstart's harvest makes none of that
+name: here the position in the context stands for it (0 to 255; later bytes have more behind them),
+which shows the machinery and no claim about complexity. For a score of your own write it as a
+column of a store and set ``config.columns``, ``lowest`` and ``highest``.
+
+``--config=experiments/methods/adaptive_k.py:topk`` is TopK; compare at the L0 that comes out.
+Hardware: 2 CPU cores. Not yet timed or run in full.
+"""
+
+from ml_collections import ConfigDict
+
+SAES = {
+    "adaptive_k": {"k_min": 8, "k_max": 96, "lowest": 0.0, "highest": 255.0},
+    "topk": {"k": 52},
+}
+
+
+def get_config(arg: str = "adaptive_k") -> ConfigDict:
+    return ConfigDict(
+        {
+            "sae": {"name": arg, "d_in": 256, "n": 2048, "dead_after_tokens": 200_000, **SAES[arg]},
+            "site": "blocks.1.resid_post",
+            "columns": {"complexity": "position"} if arg == "adaptive_k" else {},
+            "steps": 500,
+            "harvest": {"rows": 600_000, "heldout_rows": 210_000},
+            "stream": {"batch": 4096},
+            "optim": {"lr": 4e-3},
+            "eval": {"rows": 250_000, "contexts": 128},
+        },
+    )

@@ -1,0 +1,32 @@
+"""Feature Choice: latents choose their rows, by the law of their densities.
+
+    saex train --config=experiments/methods/feature_choice.py --workdir=runs/feature_choice
+
+To look at: no dead latent on held-out rows, and L0 there (by thresholds) near k, against Mutual
+Choice.
+
+The quickstart's model, text and rows: after one run ``--config.store=runs/feature_choice/store``
+serves the others of this folder. ``--config=experiments/methods/feature_choice.py:mutual_choice``
+trains the method to compare with. Hardware: 2 CPU cores. Not yet timed or run in full.
+"""
+
+from ml_collections import ConfigDict
+
+SAES = {
+    "feature_choice": {"k": 32, "density_rows": 200_000, "law_every": 25, "threshold_rate": 0.02},
+    "mutual_choice": {"k": 32, "density_rows": 200_000, "law_every": 25},
+}
+
+
+def get_config(arg: str = "feature_choice") -> ConfigDict:
+    return ConfigDict(
+        {
+            "sae": {"name": arg, "d_in": 256, "n": 2048, "dead_after_tokens": 200_000, **SAES[arg]},
+            "site": "blocks.1.resid_post",
+            "steps": 500,
+            "harvest": {"rows": 600_000, "heldout_rows": 210_000},
+            "stream": {"batch": 4096},
+            "optim": {"lr": 4e-3},
+            "eval": {"rows": 250_000, "contexts": 128},
+        },
+    )

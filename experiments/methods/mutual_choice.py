@@ -1,0 +1,32 @@
+"""Mutual Choice: BatchTopK's selection with aux_zipf, which serves underused latents.
+
+    saex train --config=experiments/methods/mutual_choice.py --workdir=runs/mutual_choice
+
+To look at: "underused" in metrics.jsonl and the densities in the report, against BatchTopK's: fewer
+latents in the low tail, at the same FVU and L0.
+
+The quickstart's model, text and rows: after one run ``--config.store=runs/mutual_choice/store``
+serves the others of this folder. ``--config=experiments/methods/mutual_choice.py:batch_topk``
+trains the method to compare with. Hardware: 2 CPU cores. Not yet timed or run in full.
+"""
+
+from ml_collections import ConfigDict
+
+SAES = {
+    "mutual_choice": {"k": 32, "density_rows": 200_000, "law_every": 25},
+    "batch_topk": {"k": 32},
+}
+
+
+def get_config(arg: str = "mutual_choice") -> ConfigDict:
+    return ConfigDict(
+        {
+            "sae": {"name": arg, "d_in": 256, "n": 2048, "dead_after_tokens": 200_000, **SAES[arg]},
+            "site": "blocks.1.resid_post",
+            "steps": 500,
+            "harvest": {"rows": 600_000, "heldout_rows": 210_000},
+            "stream": {"batch": 4096},
+            "optim": {"lr": 4e-3},
+            "eval": {"rows": 250_000, "contexts": 128},
+        },
+    )
