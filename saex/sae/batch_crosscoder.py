@@ -24,7 +24,7 @@ class BatchCrosscoder:
 
     Loss: s * MSE + aux_coefficient * AuxK, as in ``BatchTopK``, over all sites at once, dead
     latents ranked by p N. The authors take the plain norm of the error, not its square. Decoder
-    norms are free.
+    norms are free; the encoder starts as the decoder's copy, scaled so that ||x_hat|| is ||x||.
 
     Fields:
       d_in: width of all sites together. n: latents. widths: width of each site; (): one site.
@@ -92,20 +92,23 @@ class BatchCrosscoder:
         return {"k": float(self.k), "aux_coefficient": self.aux_coefficient}
 
     def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
-        """As ``Crosscoder``; b_dec at the centre; thresholds by up to 512 rows of the sample."""
-        W = crosscoder.decoder(key, self.site_widths, self.n, self.decoder_norm)
+        """As ``Crosscoder``, scaled as ``TopK``; thresholds by up to 512 rows of the sample."""
+        weights_key, probe_key = jax.random.split(key)
+        W = crosscoder.decoder(weights_key, self.site_widths, self.n, self.decoder_norm)
         scale = sites.scales(sample["x"], self.site_widths, self.normalize)
         x = sample["x"].astype(jnp.float32) * scale[None]
         N = jnp.sum(sites.norms(W, self.site_widths), axis=1)
-        cut = selection.batch_cut((x[:512] @ W.T) * N[None], self.k * x[:512].shape[0])
         params = {
             "W_enc": W,
             "W_dec": W + 0,
             "b_enc": jnp.zeros((self.n,)),
             "b_dec": affine.centre(x, self.b_dec_init),
             "scale": scale,
-            "threshold": cut / N,
         }
+        params = affine.match_norms(probe_key, params, self.k)
+        p = x[:512] @ params["W_enc"].T
+        cut = selection.batch_cut(p * N[None], self.k * p.shape[0])
+        params["threshold"] = cut / N
         stats = {
             "since_fired": jnp.zeros((self.n,), jnp.int32),
             "mse_scale": affine.mse_scale(x),

@@ -68,7 +68,7 @@ def relative_norms(params: dict, widths: tuple[int, ...]) -> Float[Array, "n p"]
       params: of a crosscoder, with its scale (not folded: raw units would favour loud sites).
       widths: its field.
     """
-    each = norms(params["W_dec"], widths)
+    each = norms(jnp.asarray(params["W_dec"]), widths)
     return each / jnp.maximum(jnp.max(each, axis=1, keepdims=True), 1e-30)
 
 
@@ -80,6 +80,6 @@ def difference(
     The measure of model diffing (Lindsey et al. 2024; Minder et al. 2025, arXiv 2504.02922): 1
     where a latent writes to ``other`` alone. Cuts in use: below 0.1, 0.4 to 0.6, above 0.9.
     """
-    each = norms(params["W_dec"], widths)
+    each = norms(jnp.asarray(params["W_dec"]), widths)
     a, b = each[:, one], each[:, other]
     return (1 + (b - a) / jnp.maximum(jnp.maximum(a, b), 1e-30)) / 2
