@@ -2,8 +2,8 @@
 
     saex train --config=experiments/methods/abs_topk.py --workdir=runs/abs_topk
 
-To look at: FVU at L0 32 against TopK's (two poles a latent ask for fewer latents), and in the
-report latents whose lowest activations mean the opposite of their highest.
+To look at: whether FVU at L0 32 is below TopK's, and in the report latents whose lowest activations
+mean the opposite of their highest.
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/abs_topk/store`` serves
 the others of this folder. ``--config=experiments/methods/abs_topk.py:topk`` trains the method to

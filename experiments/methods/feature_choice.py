@@ -2,8 +2,8 @@
 
     saex train --config=experiments/methods/feature_choice.py --workdir=runs/feature_choice
 
-To look at: no dead latent on held-out rows, and L0 there (by thresholds) near k, against Mutual
-Choice.
+To look at: dead latents on held-out rows, and how near k the L0 is there (by thresholds), against
+Mutual Choice.
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/feature_choice/store``
 serves the others of this folder. ``--config=experiments/methods/feature_choice.py:mutual_choice``

@@ -2,8 +2,8 @@
 
     saex train --config=experiments/methods/group_max.py --workdir=runs/group_max
 
-To look at: FVU at L0 32 against TopK's; groups cost fidelity (two good latents of one group exclude
-each other) and save the top-k.
+To look at: what groups cost in FVU at L0 32 against TopK's, and what a step takes without the
+top-k.
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/group_max/store`` serves
 the others of this folder. ``--config=experiments/methods/group_max.py:topk`` trains the method to

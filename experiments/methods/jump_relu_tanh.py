@@ -2,8 +2,8 @@
 
     saex train --config=experiments/methods/jump_relu_tanh.py --workdir=runs/jump_relu_tanh
 
-To look at: L0 falls over the whole run, as the weight of the tanh grows, and no latent is dead at
-the end; against JumpReLU with the straight-through count at the L0 that comes out.
+To look at: L0, which should fall over the whole run as the weight of the tanh grows, and dead
+latents; against JumpReLU with the straight-through count at the L0 that comes out.
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/jump_relu_tanh/store``
 serves the others of this folder. ``--config=experiments/methods/jump_relu_tanh.py:jump_relu``

@@ -2,8 +2,8 @@
 
     saex train --config=experiments/methods/multi_topk.py --workdir=runs/multi_topk
 
-To look at: "mse_wide" beside "mse" in metrics.jsonl, and the FVU at L0 32, which costs little
-against TopK's; TopK's codes get worse when 4 k latents are kept.
+To look at: "mse_wide" beside "mse" in metrics.jsonl, and what it costs in FVU at L0 32 against
+TopK's.
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/multi_topk/store`` serves
 the others of this folder. ``--config=experiments/methods/multi_topk.py:topk`` trains the method to

@@ -2,8 +2,8 @@
 
     saex train --config=experiments/methods/mutual_choice.py --workdir=runs/mutual_choice
 
-To look at: "underused" in metrics.jsonl and the densities in the report, against BatchTopK's: fewer
-latents in the low tail, at the same FVU and L0.
+To look at: "underused" in metrics.jsonl and the densities in the report, against BatchTopK's:
+whether fewer latents are left in the low tail, at which FVU.
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/mutual_choice/store``
 serves the others of this folder. ``--config=experiments/methods/mutual_choice.py:batch_topk``

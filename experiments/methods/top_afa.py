@@ -3,8 +3,7 @@
     saex train --config=experiments/methods/top_afa.py --workdir=runs/top_afa
 
 To look at: the L0 that comes out, "eps_lbo" in metrics.jsonl, and the FVU against TopK at that L0
-(--config.sae.k). Of 2048 latents hundreds are active: the norm asks for many while they are not
-orthogonal.
+(--config.sae.k).
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/top_afa/store`` serves
 the others of this folder. ``--config=experiments/methods/top_afa.py:topk`` trains the method to
