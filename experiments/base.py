@@ -236,6 +236,122 @@ SAES = {
         "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
         "matmul_dtype": "float32",  # as topk's
     },
+    "transcoder": {  # an MLP's output from its input: name columns {"y": "blocks.1.mlp_out"}
+        "d_in": 256,  # width of the site's activations; no default
+        "d_out": 256,  # width of column y; no default
+        "n": 4096,  # latents; no default
+        "l1": 0.01,  # weight of the sum of latents, for normalised rows
+        "l1_warmup_steps": 1000,  # steps over which that weight grows from 0
+        "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
+        "normalize": "unit_mean_square",  # as above, x and y each
+        "b_init": "mean",  # where b_in and b_dec start; or "geometric_median", "zeros"
+        "matmul_dtype": "float32",  # as above
+    },
+    "skip_transcoder": {  # TopK latents beside a linear path; columns as transcoder
+        "d_in": 256,  # width of the site's activations; no default
+        "d_out": 256,  # width of column y; no default
+        "n": 4096,  # latents; no default
+        "k": 32,  # active latents a row
+        "aux_coefficient": 0.0,  # weight of AuxK
+        "k_aux": None,  # dead latents that may serve a row; None: the power of two next to d_out / 2
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as above, x and y each
+        "skip": True,  # the linear path; False: a TopK transcoder
+        "matmul_dtype": "float32",  # as above
+    },
+    "crosscoder": {  # one code for several sites: site "a+b"
+        "d_in": 256,  # width of all sites together; no default
+        "n": 4096,  # latents; no default
+        "widths": (),  # of each site: (256, 256); (): one site
+        "l1": 0.02,  # weight of latents times the sum over sites of decoder norms
+        "l1_warmup_steps": 1000,  # steps over which that weight grows from 0
+        "decoder_norm": 0.1,  # norm of decoder rows at each site at the start
+        "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
+        "normalize": "unit_mean_square",  # as above, each site
+        "matmul_dtype": "float32",  # as above
+    },
+    "batch_crosscoder": {  # a crosscoder that keeps a batch's largest
+        "d_in": 256,  # width of all sites together; no default
+        "n": 4096,  # latents; no default
+        "widths": (),  # of each site: (256, 256); (): one site
+        "k": 32,  # mean of active latents a row
+        "capacity": None,  # as batch_topk's
+        "threshold_rate": 0.01,  # as batch_topk's
+        "decoder_norm": 1.0,  # norm of decoder rows at each site at the start
+        "aux_coefficient": 1 / 32,  # as topk's
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as above, each site
+        "b_dec_init": "geometric_median",  # as above
+        "matmul_dtype": "float32",  # as above
+    },
+    "matching_pursuit": {  # MP-SAE: the encoder is an unrolled pursuit
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # atoms; no default
+        "k": 32,  # steps: at most so many are active
+        "tolerance": 0.0,  # inference stops where the residual's norm is at most this
+        "atom_dropout": 0.0,  # share of atoms withheld from a batch at first
+        "dropout_steps": 0,  # steps with withheld atoms
+        "aux_coefficient": 1 / 32,  # weight of AuxK, on what the pursuit leaves over
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as above
+        "b_dec_init": "geometric_median",  # as above
+        "matmul_dtype": "float32",  # of the choice of atoms
+    },
+    "gradient_topk": {  # TopK by effect on the loss: columns {"gradient": "SITE.gradient"}
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "k": 32,  # active latents a row
+        "beta": 1.0,  # weight of the effect in the choice; at the start the mean effect is 1
+        "aux_coefficient": 1 / 32,  # as topk's
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as above
+        "b_dec_init": "geometric_median",  # as above
+        "matmul_dtype": "float32",  # as above
+    },
+    "multi_layer": {  # one dictionary for the rows of several sites: site "a+b+c"
+        "d_in": 256,  # width of one site's activations; no default
+        "n": 4096,  # latents; no default
+        "sites": 1,  # how many
+        "k": 32,  # active latents an example: a row of one site
+        "aux_coefficient": 1 / 32,  # as topk's
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # examples without firing, as topk's
+        "b_dec_init": "geometric_median",  # as above
+        "matmul_dtype": "float32",  # as above
+    },
+    "variational": {  # latents with noise in training
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "k": 32,  # active latents a row
+        "variance": "learned",  # of the noise; "fixed": 1, "none": no noise
+        "log_variance": -6.0,  # at the start, where it is learned
+        "kl_coefficient": 1e-5,  # weight of the divergence from N(0, 1), summed over latents
+        "kl_warmup_steps": 1000,  # steps over which that weight grows from 0
+        "kl_over": "all",  # latents whose divergence counts; or "selected"
+        "aux_coefficient": 1 / 32,  # as topk's
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as topk's
+        "b_dec_init": "geometric_median",  # as topk's
+        "matmul_dtype": "float32",  # as topk's
+    },
+    "guided": {  # latents that are taught labels
+        "d_in": 256,  # width of the site's activations; no default
+        "n": 4096,  # latents; no default
+        "k": 32,  # active latents a row
+        "concepts": 1,  # labels a row, in column "label"; they take the first latents
+        "label_coefficient": 1.0,  # weight of the labels' cross-entropy
+        "positive_weight": 1.0,  # weight of a label that is 1 against one that is 0
+        "aux_coefficient": 1 / 32,  # as topk's
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as topk's
+        "b_dec_init": "geometric_median",  # as topk's
+        "matmul_dtype": "float32",  # as topk's
+    },
 }
 
 

@@ -10,7 +10,7 @@ from saex.sae import SAES
 
 BASE = pathlib.Path(__file__).parents[2] / "experiments" / "base.py"
 # What has no default of its own; for `steps`, exactly one of two must be given.
-CHOSEN = {"config.steps", "config.sae.d_in", "config.sae.n"}
+CHOSEN = {"config.steps", "config.sae.d_in", "config.sae.d_out", "config.sae.n"}
 
 
 def written(name):
