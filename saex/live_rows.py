@@ -80,9 +80,8 @@ class LiveRows(Store):
         self._turn = itertools.cycle(self._params)
         self._placed: set[Device] = set()
         self._wanted = tuple(wanted)
-        self._row_ends = np.cumsum(contexts.lengths)
         last = np.minimum(np.arange(batch, len(contexts) + batch, batch), len(contexts)) - 1
-        self._ends = self._row_ends[last]
+        self._ends = np.cumsum(contexts.lengths)[last]
         self._needed: set[bytes] | None = None
         self._aside: tuple[Any, dict[str, np.ndarray]] = (None, {})
         self._lock = threading.Lock()

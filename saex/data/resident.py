@@ -89,9 +89,6 @@ class Resident:
           batch: rows.
           lanes: a batch has equal parts of them.
           sharding: of a batch; None: all on the first device.
-
-        Raises:
-          StoreError: columns of int8 with scales, which are not decoded on devices.
         """
         self._batch, self._columns, self._sharding = batch, dict(columns), sharding
         self._parts = {jax.local_devices()[0]: (0, batch)}
@@ -167,7 +164,7 @@ def check_resident(columns: Mapping[str, Any], stores: int) -> None:
     """Refuses what is not kept on devices.
 
     Raises:
-      StoreError: columns with scales, or several stores.
+      StoreError: columns with scales, several stores, or several processes.
     """
     scaled = [name for name, column in columns.items() if not column.stored]
     if scaled:
