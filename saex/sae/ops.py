@@ -76,6 +76,22 @@ def latents_offset(n_local: int) -> Any:
     return jax.lax.axis_index(MODEL) * n_local if _bound(MODEL) else 0
 
 
+def rows_offset(b_local: int) -> Any:
+    """The global number of this device's row 0."""
+    return jax.lax.axis_index(DATA) * b_local if _bound(DATA) else 0
+
+
+def normal(key: Any, b_local: int, n_local: int) -> Float[Array, "b n"]:
+    """Standard normal numbers, one a row and latent: this device's part of the same on any mesh.
+
+    A device draws its rows' numbers of all latents.
+    """
+    rows = rows_offset(b_local) + jnp.arange(b_local)
+    n = n_local * _size(MODEL)
+    drawn = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), (n,)))(rows)
+    return jax.lax.dynamic_slice_in_dim(drawn, latents_offset(n_local), n_local, axis=1)
+
+
 def select_topk(
     x: Float[Array, "b d"],
     b_pre: Float[Array, " d"],
