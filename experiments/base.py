@@ -33,20 +33,20 @@ SAES = {
         "normalize": "unit_mean_square",  # as above
         "matmul_dtype": "float32",  # as above
     },
-    "batch_topk": {
+    "batch_topk": {  # TopK over a batch
         "d_in": 256,  # width of the site's activations; no default
         "n": 4096,  # latents; no default
         "k": 32,  # mean of active latents a row
         "capacity": None,  # candidates a row in training; None: 8 k
         "threshold_rate": 0.01,  # weight of a batch in the inference threshold's running mean
-        "aux_coefficient": 1 / 32,  # as topk's, down to matmul_dtype
-        "k_aux": None,
-        "dead_after_tokens": 10_000_000,
-        "normalize": "unit_mean_square",
-        "b_dec_init": "geometric_median",
-        "matmul_dtype": "float32",
+        "aux_coefficient": 1 / 32,  # as topk's
+        "k_aux": None,  # as topk's
+        "dead_after_tokens": 10_000_000,  # as topk's
+        "normalize": "unit_mean_square",  # as topk's
+        "b_dec_init": "geometric_median",  # as topk's
+        "matmul_dtype": "float32",  # as topk's
     },
-    "jump_relu": {
+    "jump_relu": {  # one threshold a latent
         "d_in": 256,  # width of the site's activations; no default
         "n": 4096,  # latents; no default
         "l0": 1e-3,  # weight of the number of active latents, for normalised rows
@@ -253,7 +253,7 @@ SAES = {
         "n": 4096,  # latents; no default
         "k": 32,  # active latents a row
         "aux_coefficient": 0.0,  # weight of AuxK
-        "k_aux": None,  # dead latents that may serve a row; None: the power of two next to d_out / 2
+        "k_aux": None,  # latents that may serve a row; None: the power of two next to d_out / 2
         "dead_after_tokens": 10_000_000,  # as topk's
         "normalize": "unit_mean_square",  # as above, x and y each
         "skip": True,  # the linear path; False: a TopK transcoder
@@ -385,6 +385,7 @@ def get_config(arg: str = "topk") -> ConfigDict:
                 "segment_rows": 65_536,  # rows after which a segment is committed
                 "chunk_rows": 2048,  # rows a chunk of the store
                 "shuffle": True,  # put the rows of each training segment in random order
+                "gradients": (),  # sites of which the loss's gradient is a column SITE.gradient
                 "norms": True,  # a column SITE.norm for each site
                 "pack": False,  # several documents a context; without, short ones are padded
                 "parts": 1,  # written side by side by the processes of a job

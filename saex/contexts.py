@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,14 @@ import numpy as np
 from saex.data.exclude import NORM
 from saex.data.order import permutation
 from saex.data.text import Chunk, Document, chunk
+from saex.models import gradients
 from saex.models.tokenizer import Bytes
 
 if TYPE_CHECKING:
     from saex.harvest import Harvest
 
 CHARACTERS = 16  # more than tokens have, in the mean of any language
+GRADIENT = ".gradient"  # what the name of a site's gradient ends with
 STRIDE = 64  # lengths that models see which are not compiled are multiples of it
 
 
@@ -27,7 +30,7 @@ class Contexts:
     """The contexts of a harvest, in its order.
 
     Attributes:
-      tokens: [contexts, context] int32, 0 from `lengths` on.
+      tokens: [contexts, context] int32, from `lengths` on 0 (-1 where gradients are harvested).
       lengths: [contexts] int64, tokens that count.
       documents: [contexts] int32, number of the document in the split.
       columns: [contexts, context] each, what else the source says of the tokens.
@@ -63,6 +66,9 @@ def choose(model: Any, source: Any, split: str, cfg: Harvest, seed: int) -> Cont
         pieces = chunk(documents, tokenizer.encode, cfg.context, tokenizer.bos)
     pieces = packed(pieces, cfg.context) if cfg.pack else list(pieces)
     chosen = _choose(pieces, cfg.budget(split), seed)
+    if cfg.gradients:  # whose loss must know what is padding
+        real = np.arange(chosen.tokens.shape[1]) < chosen.lengths[:, None]
+        chosen = dataclasses.replace(chosen, tokens=np.where(real, chosen.tokens, -1))
     return chosen if is_compiled(model) else alike(chosen, cfg.batch, seed)
 
 
@@ -162,7 +168,10 @@ def rows_of(
 
 
 def make_forward(model: Any, cfg: Harvest) -> Callable:
-    """(params, tokens [batch, context]) -> {site: [batch, context, width]} of `cfg.made_as`."""
+    """(params, tokens [batch, context]) -> {site: [batch, context, width]} of `cfg.made_as`.
+
+    With `cfg.gradients` tokens are as `choose` gives them then: padding is -1.
+    """
     last = max(cfg.sites, key=list(model.sites).index)
 
     @jax.jit
@@ -171,7 +180,17 @@ def make_forward(model: Any, cfg: Harvest) -> Callable:
         norms = {site + NORM: _norm(x) for site, x in out.items()} if cfg.norms else {}
         return {**out, **norms}
 
+    def with_gradients(params, tokens):
+        tokenizer, real = getattr(model, "tokenizer", Bytes), jnp.asarray(tokens)
+        counted = (real >= 0) & (real != tokenizer.bos)
+        where = counted, cfg.gradients, cfg.sites
+        grads, acts = gradients.at_sites(model, params, jnp.maximum(real, 0), *where)
+        named = {site + GRADIENT: g.astype(cfg.gradient_dtype) for site, g in grads.items()}
+        return {**stored(acts), **named}
+
     def forward(params, tokens):
+        if cfg.gradients:
+            return with_gradients(params, tokens)
         return stored(model.run(params, tokens, taps=cfg.sites, stop_at=last)[1])
 
     return jax.jit(forward) if is_compiled(model) else forward

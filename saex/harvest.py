@@ -18,7 +18,15 @@ import numpy as np
 
 from saex import distributed
 from saex.calibration import with_scales
-from saex.contexts import Contexts, choose, is_compiled, make_forward, rows_of, tokens_of
+from saex.contexts import (
+    GRADIENT,
+    Contexts,
+    choose,
+    is_compiled,
+    make_forward,
+    rows_of,
+    tokens_of,
+)
 from saex.data.exclude import NORM
 from saex.data.manifest import MANIFEST, Column, StoreError
 from saex.data.quantise import with_parts
@@ -53,6 +61,8 @@ class Harvest:
       shuffle: whether the rows of each segment of the training store are put in random order, so
         that any chunk has rows of many documents, and a batch is as good as one drawn at random.
         Held-out stores keep contexts together, which evaluations need.
+      gradients: sites of which the gradient of the model's loss (`saex.models.gradients`) is
+        harvested too, as a column `SITE.gradient`; a site's pass then takes three times as long.
       norms: whether each site gets a column of its norms, `SITE.norm`, by which a stream can leave
         outliers out.
       pack: whether short contexts are put one behind the other into full ones, so that nothing is
@@ -75,6 +85,7 @@ class Harvest:
     segment_rows: int = 65536
     chunk_rows: int = 2048
     shuffle: bool = True
+    gradients: tuple[str, ...] = ()
     norms: bool = True
     pack: bool = False
     parts: int = 1
@@ -95,6 +106,11 @@ class Harvest:
     def made_as(self) -> str:
         """The dtype of activations before they are stored."""
         return "float32" if self.dtype == "int8" else self.dtype
+
+    @property
+    def gradient_dtype(self) -> str:
+        """The dtype of gradients, which have no scales of channels."""
+        return "bfloat16" if self.dtype == "int8" else self.dtype
 
     def budget(self, split: str) -> int:
         """Rows of a split, at most."""
@@ -131,7 +147,8 @@ def harvest(
       split: "train" or "heldout".
       path: folder of the store.
       cfg: the section.
-      sites: sites to harvest, together with those of the section.
+      sites: sites to harvest, together with those of the section; `SITE.gradient` is one of its
+        `gradients`.
       seed: of the order of contexts, so that a small budget is not the first documents only.
       progress: called after each batch.
 
@@ -182,10 +199,18 @@ def settle(model: Any, cfg: Harvest, sites: Sequence[str] = ()) -> Harvest:
     Raises:
       ValueError: a site that the model does not have, none at all, a context that is too long.
     """
-    sites, context = tuple(dict.fromkeys((*sites, *cfg.sites))), cfg.context or model.context
-    cfg = dataclasses.replace(cfg, sites=sites, context=context)
+    named, context = dict.fromkeys((*sites, *cfg.sites)), cfg.context or model.context
+    gradients = [n.removesuffix(GRADIENT) for n in named if is_gradient(n, model)]
+    gradients = tuple(dict.fromkeys((*cfg.gradients, *gradients)))
+    sites = tuple(n for n in named if not is_gradient(n, model))
+    cfg = dataclasses.replace(cfg, sites=sites, gradients=gradients, context=context)
     _check(model, cfg)
     return cfg
+
+
+def is_gradient(name: str, model: Any) -> bool:
+    """Whether a column's name says the gradient at one of the model's sites."""
+    return name.endswith(GRADIENT) and name.removesuffix(GRADIENT) in model.sites
 
 
 def _sample(run: Callable, contexts: Callable) -> dict[str, np.ndarray]:
@@ -226,6 +251,7 @@ def describe(
     section = dataclasses.asdict(cfg)
     rows = {"rows": cfg.budget(split)}  # the other split's budget does not matter to this store
     unused = () if cfg.dtype == "int8" else ("calibration_rows",)
+    unused += () if cfg.gradients else ("gradients",)
     for name in ("heldout_rows", "check_room", *unused):
         section.pop(name)
     return {
@@ -320,10 +346,16 @@ class _Run:
 def _check(model: Any, cfg: Harvest) -> None:
     if not cfg.sites:
         raise ValueError(f"harvest.sites is empty; choose from {choices('', model.sites)}")
-    for site in cfg.sites:
-        if site not in model.sites:
-            names = choices(site, model.sites)
-            raise ValueError(f"harvest.sites: no site {site!r}; choose from {names}")
+    for field in ("sites", "gradients"):
+        for site in getattr(cfg, field):
+            if site not in model.sites:
+                names = choices(site, model.sites)
+                raise ValueError(f"harvest.{field}: no site {site!r}; choose from {names}")
+    if cfg.gradients and not is_compiled(model):
+        raise ValueError(
+            f"harvest.gradients={cfg.gradients}: only of models that are JAX programs; "
+            f"{type(model).__name__} is none"
+        )
     if cfg.context > model.context:
         raise ValueError(
             f"harvest.context={cfg.context}: the model was made for at most {model.context}"
@@ -343,6 +375,8 @@ def columns_of(model: Any, source: Any, cfg: Harvest) -> dict[str, Column]:
     sites = {site: Column((model.sites[site],), cfg.made_as) for site in cfg.sites}
     if cfg.norms:
         sites |= {site + NORM: Column((), "float32") for site in cfg.sites}
+    for site in cfg.gradients:
+        sites[site + GRADIENT] = Column((model.sites[site],), cfg.gradient_dtype)
     numbers = dict.fromkeys(("tokens", "document", "position"), "int32")
     numbers |= getattr(source, "token_columns", {})
     return {**sites, **{name: Column((), dtype) for name, dtype in numbers.items()}}

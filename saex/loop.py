@@ -22,7 +22,7 @@ from saex.data import joined
 from saex.data.split import open_split
 from saex.data.store_remote import absolute
 from saex.evaluate import evaluate_run, report_run, site_rows, store_folder
-from saex.harvest import harvest
+from saex.harvest import harvest, is_gradient
 from saex.member import Member, members_of
 from saex.registry import ConfigError, choices, identity
 from saex.sharding import make_mesh
@@ -311,7 +311,7 @@ def _sites(config: Config, model: Any) -> tuple[str, ...]:
     named = [part for column in config.reads.values() for part in joined.parts(column)]
     for name, column in config.reads.items():
         for part in joined.parts(column):
-            if part not in model.sites:
+            if part not in model.sites and not is_gradient(part, model):
                 where = "site" if name == "x" else f"columns[{name!r}]"
                 raise ConfigError(
                     f"config.{where}={part!r}: choose from {choices(part, model.sites)}"
