@@ -11,6 +11,7 @@ from saex.sae.gated import Gated
 from saex.sae.gradient_topk import GradientTopK
 from saex.sae.group_bias import GroupBias
 from saex.sae.group_max import GroupMax
+from saex.sae.guided import Guided
 from saex.sae.jump_relu import JumpReLU
 from saex.sae.jump_relu_tanh import JumpReLUTanh
 from saex.sae.kron import KronSAE
@@ -25,6 +26,7 @@ from saex.sae.skip_transcoder import SkipTranscoder
 from saex.sae.top_afa import TopAFA
 from saex.sae.topk import TopK
 from saex.sae.transcoder import Transcoder
+from saex.sae.variational import Variational
 
 SAES: dict[str, type] = {
     "topk": TopK,
@@ -51,6 +53,8 @@ SAES: dict[str, type] = {
     "adaptive_k": AdaptiveK,
     "msae": MSAE,
     "group_bias": GroupBias,
+    "variational": Variational,
+    "guided": Guided,
 }
 
 __all__ = [
@@ -70,6 +74,7 @@ __all__ = [
     "GradientTopK",
     "GroupBias",
     "GroupMax",
+    "Guided",
     "JumpReLU",
     "JumpReLUTanh",
     "KronSAE",
@@ -85,4 +90,5 @@ __all__ = [
     "TopAFA",
     "TopK",
     "Transcoder",
+    "Variational",
 ]

@@ -28,6 +28,8 @@ SMALL = {
     "kron": {"k": 4},
     "msae": {"k": 4},
     "group_bias": {"groups": 4, "every": 5},
+    "variational": {"k": 4, "kl_warmup_steps": 10},
+    "guided": {"k": 4, "concepts": 3},
 }
 
 

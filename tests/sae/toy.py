@@ -27,6 +27,7 @@ def columns(sae, x, seed):
         "x": lambda: np.concatenate([x * (1 + i) + i for i in range(sites)], axis=1),
         "y": lambda: np.tanh(x @ mix) + 0.2,
         "complexity": lambda: np.clip(5 + x @ mix[:, 0] + rng.normal(size=len(x)), 0, 10),
+        "label": lambda: (x[:, : sae.concepts] > 0.5).astype(np.int8),
         "gradient": lambda: rng.normal(size=x.shape).astype(np.float32),
     }
     return {name: made[name]() for name in sae.columns}

@@ -1,0 +1,33 @@
+"""Matryoshka SAE: prefixes of the dictionary that each reconstruct alone.
+
+    saex train --config=experiments/methods/matryoshka.py --workdir=runs/matryoshka
+
+To look at: "fvu_1" to "fvu_4" (the prefixes') in metrics.jsonl, FVU a little above BatchTopK's,
+and in the report that low latents are the general ones.
+
+The quickstart's model, text and rows: after one run ``--config.store=runs/matryoshka/store``
+serves the others of this folder. ``:sampled`` draws ten prefixes in each step; ``:batch_topk``
+trains the method to compare with. Hardware: 2 CPU cores. Not yet timed or run in full.
+"""
+
+from ml_collections import ConfigDict
+
+SAES = {
+    "matryoshka": {"name": "matryoshka", "k": 32},
+    "sampled": {"name": "matryoshka", "k": 32, "sampled": 10},
+    "batch_topk": {"name": "batch_topk", "k": 32},
+}
+
+
+def get_config(arg: str = "matryoshka") -> ConfigDict:
+    return ConfigDict(
+        {
+            "sae": {"d_in": 256, "n": 2048, "dead_after_tokens": 200_000, **SAES[arg]},
+            "site": "blocks.1.resid_post",
+            "steps": 500,
+            "harvest": {"rows": 600_000, "heldout_rows": 210_000},
+            "stream": {"batch": 4096},
+            "optim": {"lr": 4e-3},
+            "eval": {"rows": 250_000, "contexts": 128},
+        },
+    )
