@@ -1,6 +1,29 @@
-"""Pure maps of params to params: the same function, written otherwise."""
+"""Pure maps of params to params: the same function written otherwise, or a smaller one.
 
+Params go in and come out as plain dicts of arrays; a map that changes the class, or the number of
+latents, takes and returns the dictionary too. Nothing here trains or touches stats.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from saex.kernels.encode_topk import pre_activations
+from saex.sae import affine
+from saex.sae.batch_topk import BatchTopK
+from saex.sae.gated import Gated
+from saex.sae.gated import as_jump_relu as gated_as_jump_relu
+from saex.sae.jump_relu import JumpReLU
+from saex.sae.topk import TopK
 from saex.typing import Params
+
+OPEN = 1e-30  # a threshold of 0, whose log would be -inf
+
+# ------------------------------------------------------------------------- the same, in other units
 
 
 def fold_scale(params: Params) -> Params:
@@ -15,11 +38,10 @@ def fold_scale(params: Params) -> Params:
     """
     c = params["scale"]
     out = params.get("y_scale", c)
-    entries = lambda scale: scale[None] if scale.ndim else scale  # noqa: E731
     folded = {**params, "scale": c / c, "b_dec": params["b_dec"] / out}
     if "W_enc" in params:
-        folded["W_enc"] = params["W_enc"] * entries(c)
-        folded["W_dec"] = params["W_dec"] / entries(out)
+        folded["W_enc"] = params["W_enc"] * _entries(c)
+        folded["W_dec"] = params["W_dec"] / _entries(out)
     if "b_in" in params:
         folded["b_in"] = params["b_in"] / c
     if "W_skip" in params:
@@ -27,3 +49,218 @@ def fold_scale(params: Params) -> Params:
     if "y_scale" in params:
         folded["y_scale"] = out / out
     return folded
+
+
+def fold_decoder_norms(params: Params) -> Params:
+    """Decoder rows of norm 1: latent i's code becomes f_i ||W_dec,i||, outputs stay the same.
+
+    The size of a code is then what the latent adds to the output (in scaled units), which is what
+    latents, and dictionaries, are compared by. W_enc, b_enc and thresholds of latent i are
+    multiplied by the norm, so the same latents are active of ReLU, JumpReLU, gated and thresholded
+    dictionaries. Of TopK with free norms the choice may change: there codes compete. A latent whose
+    decoder row is 0 stays as it is.
+
+    Raises:
+      ValueError: params without an affine encoder, or one threshold for latents of unequal norms.
+    """
+    if "W_enc" not in params:
+        raise ValueError("no W_enc among the params: where atoms encode too, they are unit vectors")
+    norms = jnp.linalg.norm(params["W_dec"], axis=1)
+    return _grown(params, jnp.where(norms > 0, norms, 1.0))
+
+
+def _grown(params: Params, factor: Float[Array, " n"]) -> dict[str, Array]:
+    """Latents' codes times a factor above 0, decoder rows over it."""
+    if jnp.ndim(params.get("threshold", factor)) == 0 and np.ptp(factor) > 1e-4 * np.max(factor):
+        raise ValueError(
+            "one threshold for all latents, which would be compared in units of their own: "
+            "to_jump_relu first, which gives each latent one"
+        )
+    made = {**params, "W_dec": params["W_dec"] / factor[:, None]}
+    made["W_enc"] = params["W_enc"] * factor[:, None]
+    for name in ("b_enc", "b_mag", "threshold"):
+        if name in params:
+            made[name] = params[name] * (factor if jnp.ndim(params[name]) else factor[0])
+    if "log_threshold" in params:
+        made["log_threshold"] = params["log_threshold"] + jnp.log(factor)
+    return made
+
+
+def _entries(scale: Any) -> Any:
+    return scale[None] if jnp.ndim(scale) else scale
+
+
+# ------------------------------------------------------------------------------------- thresholds
+
+
+def estimate_threshold(
+    sae: Any, params: Params, x: Any, k: int | float | None = None, batch: int = 1024
+) -> Float[Array, ""]:
+    """The threshold above which ``k`` pre-activations a row are, on average over these rows.
+
+    For TopK and BatchTopK: one number for all latents, by which inference no longer looks at other
+    rows or latents. Unlike a running mean of a training batch's smallest value it has no lag, does
+    not depend on the size of a batch, and gives the L0 it is asked for.
+
+    Args:
+      sae: a dictionary with W_enc, b_enc, b_dec. params: its params.
+      x: raw rows [rows, d]; some thousands, of another part than what is evaluated.
+      k: None: ``sae.k``.
+      batch: rows whose pre-activations [batch, n] are held at once.
+
+    Returns:
+      A float32 in the units of codes, at least 0; above it lie as many values as asked for, or all
+      that are positive.
+    """
+    k = sae.k if k is None else k
+    wanted, keep = round(k * len(x)), min(sae.n, int(4 * k) + 64)
+    while True:
+        each = [_largest(params, x[i : i + batch], keep, sae) for i in range(0, len(x), batch)]
+        values = np.concatenate(each)
+        positive = np.sort(values[values > 0])[::-1]
+        found = 0.0
+        if len(positive) > wanted:
+            found = (positive[wanted - 1] + positive[wanted]) / 2
+        if keep == sae.n or values[:, -1].max() <= found:
+            return jnp.asarray(found, jnp.float32)
+        keep = min(sae.n, 4 * keep)  # some row had more to give
+
+
+def _largest(params: Params, x: Any, keep: int, sae: Any) -> np.ndarray:
+    """[b, keep]: the largest pre-activations of raw rows, largest first."""
+    weights = (params["b_dec"], params["W_enc"], params["b_enc"])
+    p = pre_activations(affine.scaled(params, jnp.asarray(x)), *weights, sae.matmul_dtype)
+    return np.asarray(jax.lax.top_k(p, keep)[0])
+
+
+# -------------------------------------------------------------------------- of one class to another
+
+
+def to_jump_relu(
+    sae: Any, params: Params, threshold: Any = None
+) -> tuple[JumpReLU, dict[str, Array]]:
+    """The dictionary as a JumpReLU, a threshold for each latent.
+
+    A gated dictionary and a BatchTopK at inference are the same functions as the JumpReLU. A TopK
+    is not: with the ``threshold`` of ``estimate_threshold`` its mean L0 stays, its rows' L0 varies.
+
+    Args:
+      sae: TopK, BatchTopK, Gated or JumpReLU. params: its params.
+      threshold: a number or one for each latent, in the units of codes; None: the dictionary's own.
+
+    Raises:
+      ValueError: a TopK without a threshold; another class.
+    """
+    if isinstance(sae, Gated):
+        params = gated_as_jump_relu(params)
+        own = jnp.exp(params["log_threshold"])
+    elif isinstance(sae, JumpReLU):
+        own = jnp.exp(params["log_threshold"])
+    elif isinstance(sae, BatchTopK):
+        own = params["threshold"]
+    elif isinstance(sae, TopK):
+        own = None
+    else:
+        raise ValueError(
+            f"{type(sae).__name__} is no JumpReLU in other words; TopK, BatchTopK and Gated are"
+        )
+    theta = own if threshold is None else jnp.asarray(threshold, jnp.float32)
+    if theta is None:
+        raise ValueError("a TopK has no threshold: give one, by estimate_threshold(sae, params, x)")
+    theta = jnp.maximum(jnp.broadcast_to(theta, (sae.n,)), OPEN)
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "scale")
+    made = {**{name: params[name] for name in names}, "log_threshold": jnp.log(theta)}
+    shared = ("dead_after_tokens", "normalize", "b_dec_init", "matmul_dtype")
+    return JumpReLU(sae.d_in, sae.n, **{name: getattr(sae, name) for name in shared}), made
+
+
+# ------------------------------------------------------------------------------------ fewer latents
+
+
+def prune(sae: Any, params: Params, keep: Any) -> tuple[Any, dict[str, Array]]:
+    """The dictionary without the other latents.
+
+    Where latents do not compete (ReLU, JumpReLU, thresholds), and where those that go were dead,
+    codes of those that stay are the same.
+
+    Args:
+      sae, params: a dictionary and its params, whole.
+      keep: bool [n], or the numbers of the latents that stay, in the order they shall have.
+
+    Returns:
+      (the dictionary with fewer latents, its params). On a mesh n must stay a multiple of the
+      devices that share latents: keep some more.
+
+    Raises:
+      ValueError: none or unknown latents, fewer than k, a structure in which latents are no rows.
+    """
+    keep = np.asarray(keep)
+    keep = np.flatnonzero(keep) if keep.dtype == bool else keep
+    if not keep.size or keep.min() < 0 or keep.max() >= sae.n or len(set(keep)) < keep.size:
+        raise ValueError(f"keep={keep}: the numbers of some latents in 0..{sae.n - 1}, each once")
+    made = {}
+    for name, spec in sae.specs()["params"].items():
+        a = params[name]
+        for axis, logical in enumerate(spec.axes):
+            if logical == "n" and spec.shape[axis] != sae.n:
+                raise ValueError(
+                    f"{name} of {type(sae).__name__} has {spec.shape[axis]} entries for {sae.n} "
+                    "latents: its latents cannot be taken apart"
+                )
+            a = jnp.take(a, keep, axis=axis) if logical == "n" else a
+        made[name] = a
+    return dataclasses.replace(sae, n=int(keep.size)), made
+
+
+def alike(params: Params, cosine: float = 0.95) -> list[list[int]]:
+    """Groups of latents whose decoder rows point the same way, the lowest number of each first.
+
+    Greedy: a latent joins the first group whose first member it has at least this cosine with.
+    Latents that are like no other are left out. [n, n] cosines are made, a block at a time.
+    """
+    W = np.asarray(affine.unit_rows(jnp.asarray(params["W_dec"])))
+    n, taken, groups = len(W), np.zeros(len(W), bool), []
+    for start in range(0, n, 1024):
+        close = W[start : start + 1024] @ W.T >= cosine
+        for i in range(start, min(start + 1024, n)):
+            if taken[i]:
+                continue
+            others = np.flatnonzero(close[i - start] & ~taken)
+            others = others[others > i]
+            taken[i] = True
+            if others.size:
+                taken[others] = True
+                groups.append([i, *others.tolist()])
+    return groups
+
+
+def merge(sae: Any, params: Params, groups: list[list[int]]) -> tuple[Any, dict[str, Array]]:
+    """One latent in place of each group, in the place of its first: for near copies (``alike``).
+
+    Encoder rows, biases and thresholds are averaged, decoder rows summed: what members that are
+    equal, and so fire together, write together. The sum's length goes into the code, so that
+    decoder norms stay what they were on average. Exact for equal members where latents do not
+    compete; of TopK the slots that they took are free for others.
+
+    Args:
+      sae, params: a dictionary and its params, whole.
+      groups: latents of each group.
+
+    Raises:
+      ValueError: a latent in two groups; as ``prune`` and ``fold_decoder_norms``.
+    """
+    if len({i for g in groups for i in g}) < sum(len(g) for g in groups):
+        raise ValueError("a latent stands in two groups, or twice in one")
+    specs, made = sae.specs()["params"], {k: np.array(v) for k, v in params.items()}
+    factor = np.ones(sae.n, np.float32)
+    for group in groups:
+        for name, a in made.items():
+            if specs[name].axes[:1] == ("n",):
+                total = np.asarray(params[name])[group].sum(axis=0)
+                a[group[0]] = total if name == "W_dec" else total / len(group)
+        norm = np.linalg.norm(np.asarray(params["W_dec"])[group], axis=1).mean()
+        factor[group[0]] = np.linalg.norm(made["W_dec"][group[0]]) / max(norm, 1e-30) or 1
+    gone = {i for group in groups for i in group[1:]}
+    keep = np.array([i for i in range(sae.n) if i not in gone])
+    grown = _grown({k: jnp.asarray(v) for k, v in made.items()}, jnp.asarray(factor))
+    return prune(sae, grown, keep)
