@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -203,6 +204,34 @@ def test_int8_sites_are_within_half_a_step_and_gone_on_with_the_same_scales(tmp_
     assert parts.columns == store.columns
     with pytest.raises(StoreError, match="another configuration"):
         run(tmp_path / "int8", cfg=dataclasses.replace(cfg, calibration_rows=10))
+
+
+PROCESS = """
+import sys
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[3]))
+sys.path.insert(0, sys.argv[1])
+import dataclasses, test_harvest
+cfg = dataclasses.replace(test_harvest.CFG, dtype="int8", calibration_rows=500, parts=4)
+print(test_harvest.run(sys.argv[4], cfg=cfg).digest)
+jax.distributed.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_parts_with_the_scales_of_the_first(tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    command = [sys.executable, "-c", PROCESS, str(pathlib.Path(__file__).parent), port]
+    children = [
+        subprocess.Popen([*command, str(i), str(tmp_path / "two")], stdout=subprocess.PIPE)
+        for i in range(2)
+    ]
+    said = [child.communicate(timeout=300)[0].split()[-1].decode() for child in children]
+    cfg = dataclasses.replace(CFG, dtype="int8", calibration_rows=500, parts=4)
+    assert said == [run(tmp_path / "one", cfg=cfg).digest] * 2
 
 
 def test_rows_that_are_not_stored_are_not_int8(tmp_path):
