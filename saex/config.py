@@ -295,6 +295,10 @@ def _set(config: Any, key: str, text: str) -> bool:
     return True
 
 
+# Fields whose keys are columns: the method's, the store's.
+_KEYED = ("config.columns", "config.stream.exclude")
+
+
 def _override(mapping: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Put an override of a field that the file leaves at its default into the whole mapping."""
     *parents, last = key.split(".")
@@ -307,7 +311,7 @@ def _override(mapping: dict[str, Any], key: str, value: Any, where: str) -> None
                 f"sections: {', '.join(sections)}"
             )
         node, seen = node[part], f"{seen}.{part}"
-    if last not in node and seen != "config.columns":  # whose keys are the method's
+    if last not in node and seen not in _KEYED:
         raise ConfigError(
             f"{where}.{key}: {seen} has no field {last!r}{near(last, node)}; its fields: "
             f"{', '.join(sorted(node))}"

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from saex.config import Config, load
+from saex.registry import ConfigError
 from saex.sae import SAES
 
 BASE = pathlib.Path(__file__).parents[2] / "experiments" / "base.py"
@@ -50,3 +51,12 @@ def test_base_has_a_comment_for_every_field():
 def test_sections_default_to_their_own_defaults():
     config = Config(sae=SAES["topk"](256, 4096), steps=1000)
     assert config == load(str(BASE))
+
+
+def test_what_is_named_by_columns_is_overridden_column_by_column():
+    config = load(str(BASE), [("stream.exclude.label", '("spam", 3)'), ("harvest.dtype", "int8")])
+    assert config.stream.exclude == {"label": ("spam", 3)} and config.harvest.dtype == "int8"
+    with pytest.raises(ConfigError, match=r"exclude.label='spam': expected a tuple"):
+        load(str(BASE), [("stream.exclude.label", "spam")])
+    with pytest.raises(ConfigError, match="no field 'excluded'"):
+        load(str(BASE), [("stream.excluded", "()")])
