@@ -307,15 +307,22 @@ def _stores(config: Config, folder: pathlib.Path, mesh: Any, stop: Any) -> tuple
 
 
 def _sites(config: Config, model: Any) -> tuple[str, ...]:
-    """The sites of the subject model that the dictionary's columns are made of."""
-    named = [part for column in config.reads.values() for part in joined.parts(column)]
+    """The sites of the subject model that the dictionary's columns are made of.
+
+    Other columns than x may be those that the text comes with: its own, tokens, position, document.
+    """
+    of_text = {"tokens", "document", "position", *getattr(config.text, "token_columns", {})}
+    named = []
     for name, column in config.reads.items():
+        if name != "x" and column in of_text:
+            continue
         for part in joined.parts(column):
             if part not in model.sites and not is_gradient(part, model):
                 where = "site" if name == "x" else f"columns[{name!r}]"
                 raise ConfigError(
                     f"config.{where}={part!r}: choose from {choices(part, model.sites)}"
                 )
+            named.append(part)
     return tuple(dict.fromkeys(named))
 
 
@@ -346,8 +353,11 @@ def _harvest(
 
 
 def _check_width(config: Config, width: int) -> None:
-    if width != config.sae.d_in:
-        raise ConfigError(f"config.sae.d_in={config.sae.d_in}, but {config.site} has width {width}")
+    d_in = config.sae.d_in
+    sites = getattr(config.sae, "sites", 1)  # whose rows are encoded each by itself
+    if width != d_in * sites:
+        times = f" for each of config.sae.sites={sites}" if sites > 1 else ""
+        raise ConfigError(f"config.sae.d_in={d_in}{times}, but {config.site} has width {width}")
 
 
 def _plan(config: Config, folder: pathlib.Path) -> str:

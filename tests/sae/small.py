@@ -29,7 +29,7 @@ SMALL = {
     "msae": {"k": 4},
     "group_bias": {"groups": 4, "every": 5},
     "variational": {"k": 4, "kl_warmup_steps": 10},
-    "guided": {"k": 4, "concepts": 3},
+    "guided": {"k": 4, "concepts": 3, "label_coefficient": 0.1},
 }
 
 
