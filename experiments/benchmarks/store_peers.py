@@ -46,7 +46,11 @@ BLOCK = 65_536  # rows written together
 HOOK = "blocks.0.hook_resid_post"
 GOALS = {"SAELens": 5.0, "saev": 1.0}  # saex's speed over theirs, at least
 BASES = {"numpy": "saex: numpy", "JAX": "saex: JAX, 1 thread"}
-PACKAGES = ("saex", "jax", "torch", "sae-lens", "datasets", "pyarrow", "saev")
+PACKAGES = {
+    "saex": ("saex", "jax"),
+    "SAELens": ("torch", "sae-lens", "datasets", "pyarrow"),
+    "saev": ("torch", "saev"),
+}
 Opened = Callable[[], Iterator[Any]]  # batches [rows, width], from anywhere in the data
 
 
@@ -81,9 +85,8 @@ def main() -> None:
 
 def versions(peers: list[str]) -> dict[str, str]:
     """Of all packages that take part."""
-    left_out = {"sae-lens", "datasets", "pyarrow"} if "SAELens" not in peers else set()
-    left_out |= {"saev"} if "saev" not in peers else set()
-    return {p: importlib.metadata.version(p) for p in PACKAGES if p not in left_out}
+    names = [name for peer in ("saex", *peers) for name in PACKAGES[peer]]
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def all_ways(folder: pathlib.Path, args: Any, width: int) -> dict[str, Opened]:
