@@ -128,8 +128,9 @@ class JumpReLUTanh:
         stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
         metrics = {"mse": squares, "sparsity": active, "pre_activation": off}
         metrics |= losses.figures(x, x - y, codes, dead)
+        whole = jnp.minimum(1.0, step / hyper["steps"])
         steps = self.sparsity_warmup_steps
-        grown = losses.ramp(step, hyper["steps"]) if steps is None else losses.ramp(step, steps)
+        grown = whole if steps is None else losses.ramp(step, steps)
         total = squares + hyper["sparsity"] * grown * active + hyper["pre_activation"] * off
         return total, Out(metrics, stats, y)
 

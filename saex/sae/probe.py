@@ -58,7 +58,7 @@ def tuning_loss(
       x, y: this device's rows and targets.
     """
     error = ops.rows_mean(jnp.square(x @ w + b - y))
-    away = _norm(w - stats["probe_w"]) + jnp.abs(b - stats["probe_b"])
+    away = _norm(w - stats["probe_w"]) + _norm((b - stats["probe_b"])[None])
     return error + stats["penalty"] * jnp.sum(jnp.square(w)) + stats["pull"] * away, error
 
 

@@ -19,7 +19,7 @@ class TopAFA:
     As many as bring the norm of the kept s nearest to ||x - b_dec||, at least one: were the decoder
     rows orthogonal, codes and row would have one norm (the approximate feature activation, AFA, of
     Lee, Davies, Canby, Hockenmaier 2025). x_hat = f W_dec + b_dec. Where all positive latents do
-    not reach the norm, all are kept.
+    not reach the norm, all are kept (the authors never keep all n).
 
     Loss: mean over rows of sum_d (x - x_hat)^2 + afa d (||f|| - ||x||)^2 + aux_coefficient * AuxK.
     That is the authors' loss: they take the mean square over d of rows of norm sqrt(d), we rows of

@@ -24,7 +24,7 @@ SMALL = {
     "top_afa": {"capacity": 40},
     "mutual_choice": {"k": 4, "density_rows": 300, "law_every": 2},
     "feature_choice": {"k": 4, "density_rows": 300, "law_every": 2},
-    "adaptive_k": {"k_min": 2, "k_max": 8, "tune_from": 0.5},
+    "adaptive_k": {"k_min": 2, "k_max": 8, "tune_from": 0.5, "probe_weight": 0.05},
     "kron": {"k": 4},
     "msae": {"k": 4},
     "group_bias": {"groups": 4, "every": 5},
