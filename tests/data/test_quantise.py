@@ -89,6 +89,27 @@ def test_readers_of_all_kinds_see_the_same_rows(tmp_path):
     assert (mixed.read("x", 590, 610) == np.r_[whole[590:], other.read("x", 0, 10)]).all()
 
 
+def test_sites_side_by_side_and_strings_stay_aligned(tmp_path):
+    x, n = make_rows(), np.arange(ROWS)
+    columns = {"a": calibrate(x), "b": calibrate(2 * x), "n": Column((), "int32")}
+    with StoreWriter(tmp_path, {**columns, "label": Column((), "string")}, chunk_rows=16) as writer:
+        for part in np.array_split(n, 3):
+            label = [f"{i % (3 + i // 200)}" for i in part]
+            writer.append({"a": x[part], "b": 2 * x[part], "n": part, "label": label})
+            writer.commit({})
+        writer.finish()
+    store = Store.open(tmp_path)
+    both = np.concatenate([store.read("a"), store.read("b")], axis=1)
+    named = {"x": "a+b", "row": "n", "label": "label"}
+    batches = Stream(batch=32, window=8).open(store, named, 0)
+    for step in range(5):
+        batch = {name: np.asarray(v) for name, v in batches.batch_at(step).items()}
+        assert (batch["x"] == both[batch["row"]]).all()
+        for row, label in zip(batch["row"], batch["label"]):
+            assert store.strings("label")[label] == f"{row % (3 + row // 200)}"
+    batches.close()
+
+
 def test_goes_on_and_merges_only_with_equal_scales(tmp_path):
     x = make_rows()
     store = write(tmp_path, x, calibrate(x))
