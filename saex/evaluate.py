@@ -11,6 +11,7 @@ import jax
 from saex import distributed, evals, metrics
 from saex.checkpoint import load_sae, read_meta
 from saex.config import Config, resolve, to_json
+from saex.data import joined
 from saex.data.split import open_split
 from saex.data.store_remote import RemotePath, place
 from saex.registry import ConfigError
@@ -30,9 +31,40 @@ def evaluate_run(workdir: str | pathlib.Path) -> dict[str, Any]:
     if folders := member_folders(folder):
         result = {"members": {path.name: evaluate_run(path) for path in folders}}
         if distributed.is_main():
-            metrics.write_json(folder / "eval.json", result)
+            metrics.write_json(folder / "eval.json", _writable(result))
         return result
     config, folder, sae, params, heldout = _open_run(workdir)
+    each = {}
+    for site in encoded_sites(config):
+        rows = site_rows(config, heldout.rows.store, site)
+        heldout = dataclasses.replace(heldout, rows=rows, controls={})
+        each[site] = _evaluate(config, folder, sae, params, heldout)
+    result = each[config.site] if config.site in each else _of_sites(each)
+    result["step"] = read_meta(folder)["step"]
+    for note in heldout.notes():
+        log.info(note)
+    if distributed.is_main():
+        metrics.write_json(folder / "eval.json", _writable(result))
+    return result
+
+
+def encoded_sites(config: Config) -> list[str]:
+    """What ``encode`` takes rows of: the run's site, or each of several side by side by itself."""
+    several = getattr(config.sae, "sites", 1) > 1
+    return joined.parts(config.site) if several else [config.site]
+
+
+def _of_sites(each: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The metrics of each site under its name, and their means."""
+    names = [name for name in next(iter(each.values())) if "." not in name]
+    means = {name: sum(m[name] for m in each.values()) / len(each) for name in names}
+    return means | {f"{site}.{name}": v for site, m in each.items() for name, v in m.items()}
+
+
+def _evaluate(
+    config: Config, folder: pathlib.Path, sae: Any, params: Any, heldout: Any
+) -> dict[str, Any]:
+    """All evaluations, with controls, on the rows of one site."""
     kept = config.live.tee or not config.live.enabled
     if config.eval.controls and not kept:
         log.info("no controls: a live run keeps no training rows; with live.tee=True it does")
@@ -40,7 +72,8 @@ def evaluate_run(workdir: str | pathlib.Path) -> dict[str, Any]:
         k = getattr(sae, "k", None)
         if k is None:  # as many numbers as the dictionary uses
             k = round(evals.Reconstruction(32_768).run(sae, params, heldout)["l0"])
-        train_rows = site_rows(config, open_split(store_folder(config, folder), "train"))
+        store = open_split(store_folder(config, folder), "train")
+        train_rows = site_rows(config, store, heldout.rows.site)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         controls = evals.controls.fit(train_rows, sae, key, k=max(1, min(k, sae.d_in)))
         heldout = dataclasses.replace(heldout, controls=controls)
@@ -50,15 +83,13 @@ def evaluate_run(workdir: str | pathlib.Path) -> dict[str, Any]:
         "cross_entropy": {"contexts": config.eval.contexts},
     }
     chosen = {name: cls(**sizes.get(name, {})) for name, cls in evals.EVALS.items()}
-    result = evals.evaluate(sae, params, heldout, chosen)
-    result["step"] = read_meta(folder)["step"]
-    for note in heldout.notes():
-        log.info(note)
-    if distributed.is_main():
-        metrics.write_json(
-            folder / "eval.json", {k: v if v == v else None for k, v in result.items()}
-        )
-    return result
+    return evals.evaluate(sae, params, heldout, chosen)
+
+
+def _writable(result: dict[str, Any]) -> dict[str, Any]:
+    """With None where a ratio has no value: JSON knows no NaN."""
+    each = {k: _writable(v) if isinstance(v, dict) else v for k, v in result.items()}
+    return {k: None if v != v else v for k, v in each.items()}
 
 
 def report_run(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -109,12 +140,13 @@ def _open_run(workdir: str | pathlib.Path) -> tuple[Config, pathlib.Path, Any, A
     return config, folder, sae, params, heldout
 
 
-def site_rows(config: Config, store: Any) -> Any:
-    """A store's rows as this configuration counts them."""
+def site_rows(config: Config, store: Any, site: str | None = None) -> Any:
+    """A store's rows as this configuration counts them; of the first site that is encoded."""
+    site = encoded_sites(config)[0] if site is None else site
     skip = config.stream
     left_out = skip.exclude_positions, skip.exclude_tokens
     target = config.reads.get("y")
-    return evals.Rows(store, config.site, *left_out, target=target, skip=skip.exclude)
+    return evals.Rows(store, site, *left_out, target=target, skip=skip.exclude)
 
 
 def store_folder(config: Config, folder: pathlib.Path) -> pathlib.Path | RemotePath:

@@ -60,8 +60,9 @@ def fit(
       rows: about how many rows are read.
 
     Returns:
-      {"pca", "untrained", "token_mean"}; the first only where rows reconstruct themselves, the last
-      only where the store has tokens.
+      {"pca", "untrained", "token_mean"}; the first only where rows reconstruct themselves, the
+      second where the dictionary's initialisation reads no column that evaluations do not, the last
+      where the store has tokens.
 
     Raises:
       ValueError: no k was given and the dictionary has none; or no row is left.
@@ -75,7 +76,8 @@ def fit(
     out: dict[str, Reconstructor] = {}
     if train.target is None:
         out["pca"] = sums.pca(min(k, sae.d_in))
-    out["untrained"] = OfDictionary(sae, jax.jit(sae.init)(key, sums.sample())[0])
+    if set(sae.columns) <= {"x", "y"}:
+        out["untrained"] = OfDictionary(sae, jax.jit(sae.init)(key, sums.sample())[0])
     if sums.by_token is not None:
         out["token_mean"] = sums.token_mean()
     return out

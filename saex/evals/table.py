@@ -25,9 +25,10 @@ LABELS = {
 def rows(metrics: Mapping[str, Any], name: str = "SAE") -> dict[str, dict[str, Any]]:
     """Label -> {column: value}, the dictionary first, then each control of the flat metrics.
 
-    A control's metrics are those under ``<control>.``; None is a number that JSON cannot hold.
+    A control's metrics are those under ``<control>.``, a site's (of a dictionary of several, each
+    encoded by itself) under ``<site>.``; None is a number that JSON cannot hold.
     """
-    controls = list(dict.fromkeys(key.split(".")[0] for key in metrics if "." in key))
+    controls = list(dict.fromkeys(key.rpartition(".")[0] for key in metrics if "." in key))
     out = {name: {c: metrics[c] for c in COLUMNS if c in metrics}}
     for control in controls:
         found = {c: metrics[f"{control}.{c}"] for c in COLUMNS if f"{control}.{c}" in metrics}

@@ -1,0 +1,65 @@
+"""Whole runs of methods that read more than one site's rows: harvested, trained, evaluated."""
+
+import numpy as np
+import pytest
+
+from saex import load_sae
+from saex.data.store import Store
+from saex.loop import train
+from saex.registry import ConfigError
+from tests import runs
+
+A, B = "blocks.0.resid_post", "blocks.0.mlp_in"
+SAE = {"d_in": 16, "n": 64, "k": 4, "dead_after_tokens": 200}
+CASES = {
+    "skip_transcoder": {"site": A, "columns": {"y": B}, "sae": {**SAE, "d_out": 16}},
+    "crosscoder": {"site": f"{A}+{B}", "sae": {"d_in": 32, "n": 64, "widths": (16, 16)}},
+    "gradient_topk": {"site": A, "columns": {"gradient": A + ".gradient"}, "sae": SAE},
+    "multi_layer": {"site": f"{A}+{B}", "sae": {**SAE, "sites": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    runs.write_text(folder / "text", files=12)
+    runs.write_model(folder / "model.safetensors")
+    return folder
+
+
+def settings(folder, name, **changes):
+    case = {"eval__controls": True, "harvest__rows": 1500, "steps": 6, **CASES[name], **changes}
+    config = runs.mapping(folder, **case)
+    return runs.resolve({**config, "sae": {"name": name, **case["sae"]}})
+
+
+SLOW = ("crosscoder", "skip_transcoder")  # the others show as much
+EACH = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else []) for n in sorted(CASES)]
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_run_from_text_to_evaluation(folder, name):
+    config, path = settings(folder, name), folder / name
+    result = train(config, path)
+    assert np.isfinite(result["fvu"]) and result["step"] == 6
+    sae, params = load_sae(path)
+    store = Store.open(path / "store" / "heldout")
+    x = np.concatenate([store.read(part, 0, 8) for part in config.site.split("+")], axis=1)
+    x = x[:, : sae.d_in]
+    codes = sae.encode(params, x)
+    assert np.asarray(sae.decode(params, codes, x)).shape == (8, sae.d_out)
+    if name == "multi_layer":
+        fvus = [result[f"{site}.fvu"] for site in (A, B)]
+        np.testing.assert_allclose(result["fvu"], np.mean(fvus))
+        assert fvus[0] != fvus[1] and np.isfinite(result[f"{B}.pca.fvu"])
+    if name == "gradient_topk":
+        assert A + ".gradient" in store.columns and "untrained.fvu" not in result
+
+
+def test_wrong_widths_are_told_before_anything_is_harvested(folder):
+    for name, sae, message in (
+        ("multi_layer", {**SAE, "sites": 3}, "for each of config.sae.sites=3.* has width 32"),
+        ("crosscoder", {"d_in": 16, "n": 64}, "config.sae.d_in=16, but .* has width 32"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(settings(folder, name, sae=sae), folder / "wrong" / name)
