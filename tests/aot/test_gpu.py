@@ -49,7 +49,8 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def mesh():
-    if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
+    plugins = importlib.util.find_spec("jax_plugins")
+    if plugins is None or importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
         pytest.skip("no CUDA compiler: pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt")
     topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=H100)
     devices = np.array(topology.devices).reshape(1, 1)

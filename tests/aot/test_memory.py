@@ -24,6 +24,7 @@ def step_on(tpu, sae, batch, config):
     return compiled.train_step(sae, batch, config, mesh, "tpu")
 
 
+@pytest.mark.slow
 def test_a_million_latents_fit_on_four_chips_of_v5p():
     config = configs.load("experiments/wide.py")
     program = step_on("v5p", config.sae, config.stream.batch, config.mesh)
