@@ -270,7 +270,7 @@ def test_by_default_the_model_is_on_the_devices_of_the_mesh(tmp_path, opened):
     same(batch, opened(rows_of(tmp_path)).gather(0, 16))
 
 
-@pytest.mark.parametrize(("shape", "lanes"), [(None, 2), ((4, 1), 2), ((2, 2), 4)])
+@pytest.mark.parametrize(("shape", "lanes"), [(None, 2), ((2, 2), 4)])
 def test_windows_on_devices_give_the_same_batches(tmp_path, opened, shape, lanes):
     mesh = None
     if shape is not None:
@@ -294,7 +294,7 @@ def test_windows_on_devices_go_on_at_any_step(tmp_path, opened):
     mesh = jax.make_mesh((2, 2), ("data", "model"), devices=jax.devices()[:4])
     config = dataclasses.replace(STREAM, on_device=True)
     whole = first_steps(opened(rows_of(tmp_path, mesh=mesh), mesh=mesh), 0, 70)
-    for start in (0, 4, 33, 60):
+    for start in (4, 33):
         rows = rows_of(tmp_path, live=Live(enabled=True, devices=1), mesh=mesh)
         with jax.set_mesh(mesh), jax.transfer_guard_host_to_device("disallow"):
             batches = first_steps(opened(rows, config, mesh=mesh), start, 10)
@@ -493,16 +493,15 @@ class Killed(BaseException):
 def test_killed_and_gone_on_is_the_unbroken_run(folder, unbroken, unjudged, monkeypatch):
     """Also where the model is on other devices at the end."""
     workdir, update = folder / "broken", metrics.Progress.update
-    for stop in (20, 40):
 
-        def kill(self, done, note="", stop=stop):
-            if self.what == "train" and done == stop:
-                raise Killed
-            update(self, done, note)
+    def kill(self, done, note=""):
+        if self.what == "train" and done == 40:
+            raise Killed
+        update(self, done, note)
 
-        monkeypatch.setattr(metrics.Progress, "update", kill)
-        with pytest.raises(Killed):
-            loop.train(config(folder, live__tee=True), workdir)
+    monkeypatch.setattr(metrics.Progress, "update", kill)
+    with pytest.raises(Killed):
+        loop.train(config(folder, live__tee=True), workdir)
     monkeypatch.setattr(metrics.Progress, "update", update)
     loop.train(config(folder, live__tee=True, live__devices=2), workdir)
     assert info(workdir)["state_digest"] == info(unbroken)["state_digest"]
@@ -546,6 +545,7 @@ def test_kill_9_and_going_on_is_the_unbroken_run(folder):
     assert contents(stores[0]) == contents(stores[1])
 
 
+@pytest.mark.slow
 def test_a_longer_run_of_a_complete_tee_goes_on_without_it(folder, unbroken, unjudged, caplog):
     shutil.copytree(unbroken, folder / "longer")
     with caplog.at_level("INFO", "saex"):
