@@ -18,7 +18,7 @@ import pytest
 
 from saex import loop, metrics
 from saex.checkpoint import info
-from saex.data import Store, StoreError
+from saex.data import Store, StoreError, StoreWriter
 from saex.data.stream import Stream
 from saex.harvest import Harvest, harvest
 from saex.live import Live, open_rows
@@ -431,6 +431,29 @@ def test_the_tee_after_kills_holds_each_row_once(tmp_path, opened, stored):
     rows.finish()
     rows.close()
     assert Store.open(tmp_path / "tee").digest == store.digest
+
+
+def test_a_full_disk_under_the_tee_is_said_and_nothing_is_lost(
+    tmp_path, opened, stored, monkeypatch
+):
+    def full(self, folder):
+        raise OSError(28, "No space left on device")
+
+    rows = rows_of(tmp_path / "tee", live=TEE)
+    stream = opened(rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "_write_files", full)
+        with pytest.raises(StoreError, match=r"could not write \d+ rows .*No space left"):
+            train_on(rows, stream, 0, 30)
+            rows.finish()
+        stream.close()
+    rows.close()
+    rows = rows_of(tmp_path / "tee", live=TEE)
+    stream = opened(rows)
+    train_on(rows, stream, 0, 30)
+    rows.finish()
+    rows.close()
+    assert contents(Store.open(tmp_path / "tee")) == needed_rows(stored, rows, stream, 30)
 
 
 # ------------------------------------------------------------------------------------------- runs
