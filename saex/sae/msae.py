@@ -132,8 +132,10 @@ class MSAE:
         return affine.unit_decoder(state)
 
     def _plain(self) -> TopK:
-        how = {"normalize": self.normalize, "b_dec_init": self.b_dec_init}
-        return TopK(self.d_in, self.n, self.k, matmul_dtype=self.matmul_dtype, **how)
+        shared = {f.name for f in dataclasses.fields(TopK)} & {
+            f.name for f in dataclasses.fields(self)
+        }
+        return TopK(**{name: getattr(self, name) for name in shared})
 
     def _choose(self, params: Params, x: Any, k: int, active_k: Any) -> SparseCodes:
         weights = (params["b_dec"], params["W_enc"], params["b_enc"])
