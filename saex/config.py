@@ -147,8 +147,8 @@ class Config:
     @property
     def reads(self) -> dict[str, str]:
         """What a batch is made of: the dictionary's columns, and where they lie in the store."""
-        named = {**self.columns, "x": self.site}
-        return {name: named.get(name, name) for name in self.sae.columns}
+        named: dict[str, str] = {**self.columns, "x": self.site}
+        return {name: named.get(name) or name for name in self.sae.columns}
 
     @property
     def order_seed(self) -> int:
@@ -240,6 +240,14 @@ def run_hash(config: Config) -> str:
     """12 hexadecimal digits of what is learned: identity fields only."""
     text = json.dumps(identity(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def recorded_identity(record: Mapping[str, Any]) -> Any:
+    """What a workdir's config.json is about, with the defaults of fields that are newer than it."""
+    try:
+        return json.loads(json.dumps(identity(resolve(record["config"]))))
+    except ConfigError:  # a field that is no more: what differs is said by what was written then
+        return record["identity"]
 
 
 def differences(old: Any, new: Any, path: str = "config") -> list[str]:

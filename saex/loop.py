@@ -17,7 +17,7 @@ import jax
 
 from saex import distributed, evals, live, metrics
 from saex.checkpoint import versions
-from saex.config import Config, differences, run_hash, to_json
+from saex.config import Config, differences, recorded_identity, run_hash, to_json
 from saex.data import joined
 from saex.data.split import open_split
 from saex.data.store_remote import absolute
@@ -244,7 +244,7 @@ def _claim(config: Config, folder: pathlib.Path, extend: bool, allow_change: boo
     if not path.exists():
         return folder
     old = json.loads(path.read_text())
-    changed = differences(old["identity"], json.loads(json.dumps(identity(config))))
+    changed = differences(recorded_identity(old), json.loads(json.dumps(identity(config))))
     budget = [d for d in changed if d.startswith(("config.steps:", "config.tokens:"))]
     larger = config.n_steps >= old["n_steps"]
     if extend and budget and larger:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,6 +147,14 @@ def test_kill_9_in_the_middle_and_the_resumed_run_is_the_unbroken_one(folder, un
     other = command("train", f"--config={path}", f"--workdir={reference}")
     subprocess.run(other, check=True, timeout=300, **quiet)
     same_run(workdir, reference)
+
+
+def test_a_field_that_came_later_is_no_other_configuration(folder, unbroken, tmp_path):
+    old = json.loads((unbroken / "config.json").read_text())
+    del old["config"]["live"], old["identity"]["live"]
+    workdir = shutil.copytree(unbroken, tmp_path / "old")
+    (workdir / "config.json").write_text(json.dumps(old))
+    assert loop.train(runs.config(folder), workdir) == loop.train(runs.config(folder), unbroken)
 
 
 def test_another_configuration_is_refused_and_named(folder, unbroken):
