@@ -112,8 +112,8 @@ def estimate_threshold(
       A float32 in the units of codes, at least 0; above it lie as many values as asked for, or all
       that are positive.
     """
-    k = sae.k if k is None else k
-    wanted, keep = round(k * len(x)), min(sae.n, int(4 * k) + 64)
+    each_row: float = sae.k if k is None else k
+    wanted, keep = round(each_row * len(x)), min(sae.n, int(4 * each_row) + 64)
     while True:
         each = [_largest(params, x[i : i + batch], keep, sae) for i in range(0, len(x), batch)]
         values = np.concatenate(each)

@@ -14,8 +14,9 @@ from saex.train.optim import Optim
 from saex.train.state import init_state
 from saex.train.step import hyper_arrays, make_step
 from tests.sae import toy
+from tests.sae.small import D, small
 
-D, N, STEPS = 16, 64, 8
+STEPS = 8
 TRUTH = toy.directions(40, D)
 CONFIGS = [
     MeshConfig(),
@@ -24,12 +25,13 @@ CONFIGS = [
 ]
 
 
-def batch(i):
-    return 3 * toy.batch(TRUTH, 128, 3, i) + 0.5
+def batch(sae, i):
+    """All columns that the method reads."""
+    return toy.columns(sae, 3 * toy.batch(TRUTH, 128, 3, i) + 0.5, i)
 
 
 def of(name, **fields):
-    return SAES[name](d_in=D, n=N, dead_after_tokens=300, **fields)
+    return small(name, dead_after_tokens=300, **fields)
 
 
 def members(name):
@@ -46,7 +48,7 @@ def members(name):
 
 
 def state_of(sae, optim, seed, mesh, strategy="tp"):
-    sample = {"x": jnp.asarray(batch(10**6))}
+    sample = jax.tree.map(jnp.asarray, batch(sae, 10**6))
     with jax.set_mesh(mesh):
         return init_state(sae, optim.transformation(), jax.random.key(seed), sample, mesh, strategy)
 
@@ -66,7 +68,7 @@ def run(name, config, change=lambda m, state: state):
     losses = []
     with jax.set_mesh(mesh):
         for i in range(STEPS):
-            rows = {"x": jax.device_put(batch(i), jax.NamedSharding(mesh, jax.P("data")))}
+            rows = jax.device_put(batch(saes[0], i), jax.NamedSharding(mesh, jax.P("data")))
             slots, metrics = step(slots, rows, keys, hypers)
             losses.append([float(stack.metrics_of(metrics, m, mesh)["loss"]) for m in range(4)])
     ended = [jax.device_get(stack.member(slots, m, mesh).params) for m in range(4)]
@@ -84,7 +86,7 @@ def alone():
         with jax.set_mesh(mesh):
             step, hyper = make_step(sae, optim, STEPS), hyper_arrays(sae, optim, STEPS)
             for i in range(STEPS):
-                rows = {"x": jax.device_put(batch(i), jax.NamedSharding(mesh, jax.P("data")))}
+                rows = jax.device_put(batch(sae, i), jax.NamedSharding(mesh, jax.P("data")))
                 state, metrics = step(state, rows, jax.random.key(seed), hyper)
                 losses.append(float(metrics["loss"]))
         return jax.device_get(state.params), losses
