@@ -28,8 +28,8 @@ class GradientTopK:
     mean of |g W_dec^T| is 1 at the start.
 
     At inference ``encode`` is plain TopK (beta = 0): it reads rows alone. ``encode_by_effect`` is
-    the choice of training; it needs gradients, so the text's next tokens, which is a leak where
-    cross-entropy is measured.
+    the choice of training (metric "moved": in which share of rows it is another one); it needs
+    gradients, so the text's next tokens, which is a leak where cross-entropy is measured.
 
     Cost: the scores of all latents [b, n], twice (x and g), and their top k.
 
@@ -111,7 +111,7 @@ class GradientTopK:
     def encode_by_effect(self, params: Params, x: Any) -> SparseCodes:
         """Sparse codes [b, k] of x = (raw rows [b, d], their gradients [b, d]), as in training."""
         rows, g = x
-        return self._choose(params, affine.scaled(params, rows), g, self.k, self.beta)
+        return self._choose(params, affine.scaled(params, rows), g, self.k, self.beta)[0]
 
     @ops.decode
     def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
@@ -124,13 +124,13 @@ class GradientTopK:
     ) -> tuple[Any, Out]:
         """s * MSE + aux_coefficient * AuxK of one global batch of raw rows "x"."""
         x, held = affine.scaled(params, batch["x"]), jax.lax.stop_gradient(params)
-        chosen = self._choose(held, x, batch["gradient"], hyper["k"], hyper["beta"])
+        chosen, z = self._choose(held, x, batch["gradient"], hyper["k"], hyper["beta"])
         stats, dead = affine.tally(stats, chosen, ops.rows_count(x), self.dead_after_tokens)
         codes, y, aux_k, served = affine.decode_aux(
             params, x, chosen, dead, self.aux_coefficient, self.aux_latents, self.matmul_dtype
         )
         mse = stats["mse_scale"] * losses.mse(x - y)
-        metrics = {"mse": mse, "aux_k": aux_k, "aux_served": served}
+        metrics = {"mse": mse, "aux_k": aux_k, "aux_served": served, "moved": _moved(z, chosen)}
         metrics |= losses.figures(x, x - y, codes, dead)
         return mse + hyper["aux_coefficient"] * aux_k, Out(metrics, stats, y)
 
@@ -142,8 +142,10 @@ class GradientTopK:
         """Decoder rows back to unit norm."""
         return affine.unit_decoder(state)
 
-    def _choose(self, params: Params, x: Any, g: Any, k: Any, beta: Any) -> SparseCodes:
-        """Codes at the k largest scores of each row, without gradients; x in scaled units."""
+    def _choose(
+        self, params: Params, x: Any, g: Any, k: Any, beta: Any
+    ) -> tuple[SparseCodes, jax.Array]:
+        """(codes at the k largest scores of each row, relu(p) of all); x in scaled units."""
         weights = (params["b_dec"], params["W_enc"], params["b_enc"])
         z = jax.nn.relu(pre_activations(x, *weights, self.matmul_dtype))
         g = g.astype(jnp.float32) * params["gradient_scale"]
@@ -155,4 +157,13 @@ class GradientTopK:
         kept = ops.keep_largest(best, self.k, k) != 0
         values = jnp.where(kept, jnp.take_along_axis(z, indices, axis=1), 0)
         room = ((0, 0), (0, self.k - size))  # a device of fewer latents still hands on k slots
-        return affine.used_slots(jnp.pad(values, room), jnp.pad(indices, room))
+        return affine.used_slots(jnp.pad(values, room), jnp.pad(indices, room)), z
+
+
+def _moved(z: jax.Array, codes: SparseCodes) -> jax.Array:
+    """The share of rows of the global batch in which TopK would have chosen other latents."""
+    used = codes.values != 0
+    least = -ops.latents_max(-jnp.min(jnp.where(used, codes.values, jnp.inf), axis=1))
+    larger = ops.latents_sum(jnp.sum(z > least[:, None], axis=1))
+    kept = ops.latents_sum(jnp.sum(used, axis=1))
+    return ops.rows_mean((larger > jnp.maximum(kept - 1, 0)).astype(jnp.float32))

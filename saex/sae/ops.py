@@ -51,6 +51,16 @@ def rows_max(x: Any) -> Any:
     return _reduce(jax.lax.pmax, x, DATA)
 
 
+def zero_as_sum(x: Any) -> Any:
+    """An int32 0 that varies over the mesh as a sum of x over rows and latents does.
+
+    A loop whose carry becomes such a sum has to start from one: in a stack it is a member's own.
+    """
+    axes = tuple(a for a in varying_axes(x) if a not in (DATA, MODEL))
+    zero = jnp.int32(0)
+    return jax.lax.pcast(zero, axes, to="varying") if axes else zero
+
+
 def latents_gather(x: Float[Array, "b c"]) -> Float[Array, "b m"]:
     """Every device's columns side by side, in the order of their latents."""
     return jax.lax.all_gather(x, MODEL, axis=1, tiled=True) if _size(MODEL) > 1 else x

@@ -38,7 +38,8 @@ def batch_cut(values: Float[Array, "b c"], total: Any) -> Float[Array, ""]:
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     infinity = jax.lax.bitcast_convert_type(jnp.float32(jnp.inf), jnp.int32)
-    low, _ = jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), infinity))
+    zero = ops.zero_as_sum(bits)
+    low, _ = jax.lax.fori_loop(0, 31, halve, (zero, zero + infinity))
     return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 

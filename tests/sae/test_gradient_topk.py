@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from saex.sae import GradientTopK, TopK
+from saex.sharding import MeshConfig, make_mesh
 from tests.sae import toy
 
 D, N, K = 8, 32, 4
@@ -48,8 +49,20 @@ def test_the_choice_is_by_effect_and_the_value_is_not(beta):
     y = f @ np.asarray(params["W_dec"], np.float64) + np.asarray(params["b_dec"])
     np.testing.assert_allclose(loss_of(sae, params, stats, batch)[1].reconstruction, y, atol=1e-5)
     plain = np.where(z >= np.sort(z, axis=1)[:, [-K]], z, 0)
-    assert ((f > 0) != (plain > 0)).any(axis=1).mean() > 0.3
+    moved = ((f > 0) != (plain > 0)).any(axis=1).mean()
+    assert moved > 0.3
+    np.testing.assert_allclose(loss_of(sae, params, stats, batch)[1].metrics["moved"], moved)
     np.testing.assert_allclose(sae.encode(params, batch["x"]).dense(N), plain, atol=1e-5)
+
+
+def test_the_choice_by_effect_is_the_same_on_a_mesh():
+    sae, batch = GradientTopK(D, N, K), arrays(sample(64))
+    params, _ = init(sae)
+    given = batch["x"], batch["gradient"]
+    alone = sae.encode_by_effect(params, given).dense(N)
+    with jax.set_mesh(make_mesh(MeshConfig(2, 4))):
+        there = jax.device_get(sae.encode_by_effect(params, given))
+    np.testing.assert_allclose(there.dense(N), alone, atol=1e-6)
 
 
 def test_effects_are_1_on_average_at_the_start():

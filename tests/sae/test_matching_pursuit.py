@@ -140,7 +140,7 @@ def test_atoms_are_withheld_at_first_and_equally_on_every_mesh():
     assert loss_of(sae, params, stats, sample(64))[0] > 1.5 * plain
     np.testing.assert_allclose(loss_of(sae, params, stats, sample(64), 5)[0], plain, rtol=1e-6)
     runs = []
-    for mesh in (MeshConfig(), MeshConfig(1, 8)):
+    for mesh in (MeshConfig(), MeshConfig(1, 2)):
         made = lambda i: sample(64, i)  # noqa: E731
         runs.append(toy.fit(sae, made, Optim(lr=1e-2), make_mesh(mesh), 4)[1])
     np.testing.assert_allclose(*[[m["loss"] for m in r] for r in runs], rtol=1e-5)
