@@ -63,11 +63,9 @@ SAES = {
     "gated": {  # which latents are on apart from how large they are
         "d_in": 256,  # width of the site's activations; no default
         "n": 4096,  # latents; no default
-        "l1": 0.02,  # weight of the sum of open gates, for normalised rows
+        "l1": 0.1,  # weight of the sum of open gates, for normalised rows
         "l1_warmup_steps": 1000,  # steps over which that weight grows from 0
-        "aux_coefficient": 1 / 32,  # as topk's, on the gates; 0: dead latents stay dead
-        "k_aux": None,  # as topk's
-        "dead_after_tokens": 10_000_000,  # as topk's
+        "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
         "normalize": "unit_mean_square",  # as topk's
         "b_dec_init": "geometric_median",  # as topk's
         "matmul_dtype": "float32",  # as topk's

@@ -25,22 +25,20 @@ class Gated:
     of mean square norm 1. The first term trains no b_enc (the step has no gradient), the others no
     r_mag and b_mag. Unit decoder rows, tied initialisation, as the source: a ReLU SAE at first.
 
-    Where we differ: dead latents are revived by AuxK on their gates (weight ``aux_coefficient``),
-    the source resamples them; l1 warms up, which the source does not mention. The source gives l1
-    for squares averaged over d, and trains with Adam's b1 = 0 (``optim.b1``).
+    Where we differ: dead latents stay dead (no term reaches a gate that is shut on every row, not
+    even AuxK), where the source resamples them; l1 warms up, which the source does not mention. The
+    source gives l1 for squares averaged over d, and trains with Adam's b1 = 0 (``optim.b1``).
 
     Fields:
       l1: weight of the open gates. l1_warmup_steps: steps over which it grows from 0.
-      aux_coefficient: weight of AuxK, as in ``TopK``; 0: dead latents stay dead.
+      dead_after_tokens: rows without firing after which a latent counts as dead (a metric).
       others: as in ``TopK``.
     """
 
     d_in: int
     n: int
-    l1: float = 0.02
+    l1: float = 0.1
     l1_warmup_steps: int = 1000
-    aux_coefficient: float = 1 / 32
-    k_aux: int | None = None
     dead_after_tokens: int = 10_000_000
     normalize: affine.Normalize = "unit_mean_square"
     b_dec_init: affine.BiasInit = "geometric_median"
@@ -53,7 +51,7 @@ class Gated:
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"n={self.n} latents: at least 1 is needed")
-        for name in ("l1", "l1_warmup_steps", "aux_coefficient"):
+        for name in ("l1", "l1_warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: cannot be negative")
         affine.check_dead_after(self.dead_after_tokens)
@@ -62,11 +60,6 @@ class Gated:
     def d_out(self) -> int:
         """d_in."""
         return self.d_in
-
-    @property
-    def aux_latents(self) -> int:
-        """k_aux, or the power of two nearest to d_in / 2, at most n."""
-        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """See ``affine.specs`` (b_enc is the gates'), and the magnitudes' scale and bias."""
@@ -79,8 +72,8 @@ class Gated:
         return {"params": params, "stats": stats}
 
     def hyper(self) -> dict[str, float]:
-        """The weights of the open gates and of AuxK."""
-        return {"l1": self.l1, "aux_coefficient": self.aux_coefficient}
+        """The weight of the open gates."""
+        return {"l1": self.l1}
 
     def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
         """Unit rows, tied; r_mag and the biases 0 (b_dec: as said)."""
@@ -107,18 +100,16 @@ class Gated:
         x = affine.scaled(params, batch["x"])
         gates, codes = self._paths(params, x)
         stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
-        codes, y, aux, _ = affine.decode_aux(
-            params, x, codes, dead, self.aux_coefficient, self.aux_latents, self.matmul_dtype
-        )
+        y = affine.decode(params, codes, self.matmul_dtype)
         held = jax.lax.stop_gradient(params)
         opened = jax.nn.relu(gates)
         y_gate = affine.decode(held, DenseCodes(opened), self.matmul_dtype)
         squares, by_gate = (losses.mse(x - z) * self.d_in for z in (y, y_gate))
         l1 = ops.rows_mean(ops.latents_sum(jnp.sum(opened, axis=1)))
-        metrics = {"mse": squares, "gate_mse": by_gate, "l1": l1, "aux_k": aux}
+        metrics = {"mse": squares, "gate_mse": by_gate, "l1": l1}
         metrics |= losses.figures(x, x - y, codes, dead)
         l1 = hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
-        return squares + l1 + by_gate + hyper["aux_coefficient"] * aux, Out(metrics, stats, y)
+        return squares + l1 + by_gate, Out(metrics, stats, y)
 
     def project_gradients(self, params: Params, grads: Params) -> Params:
         """Without the part along each decoder row."""

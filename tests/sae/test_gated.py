@@ -100,25 +100,6 @@ def test_each_term_trains_what_it_should():
     np.testing.assert_allclose(whole["b_enc"] - no_l1["b_enc"], 0.5 * opened, atol=1e-4)
 
 
-def test_dead_gates_are_revived():
-    """By AuxK of what the reconstruction leaves, with relu(gate) as the latents."""
-    sae, x = Gated(D, N, k_aux=4, aux_coefficient=0.5), sample(64)
-    params, stats = made(sae)
-    params["b_enc"] = params["b_enc"].at[::2].set(-100.0).at[::4].set(5.0)
-    params["b_mag"] = params["b_mag"].at[::4].set(-100.0)  # open, and never active
-    stats["since_fired"] = stats["since_fired"].at[::4].set(10**8)
-    loss, out = loss_of(sae, params, stats, x)
-    none = loss_of(sae, params, stats, x, aux_coefficient=0.0)[0]
-    rows, (gates, f) = x * np.float64(params["scale"]), paths(params, x)
-    W, b = (np.asarray(params[name], np.float64) for name in ("W_dec", "b_dec"))
-    e = rows - f @ W - b
-    dead = gates * (np.arange(N) % 4 == 0)
-    dead = np.where(dead >= np.sort(dead, axis=1)[:, -4:-3], np.maximum(dead, 0), 0)
-    aux = ((dead @ W - e) ** 2).mean() / e.var(0).mean()
-    np.testing.assert_allclose(out.metrics["aux_k"], aux, rtol=1e-4)
-    np.testing.assert_allclose(loss - none, 0.5 * aux, rtol=1e-4)
-
-
 def test_the_penalty_warms_up():
     sae = Gated(D, N, l1=0.1, l1_warmup_steps=10)
     params, stats = made(sae)
