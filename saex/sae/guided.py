@@ -137,7 +137,8 @@ class Guided:
 
 def detect(sae: Guided, params: Params, x: Any) -> Float[Array, "b c"]:
     """The probability of each concept in raw rows [b, d], by the taught latents alone."""
-    x = affine.scaled(params, jnp.asarray(x))
+    params, x = jax.tree.map(jnp.asarray, (params, x))
+    x = affine.scaled(params, x)
     return jax.nn.sigmoid(_scores(params, x, sae.concepts, sae.matmul_dtype))
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from saex.sae import BatchTopK, Matryoshka
 from saex.sae.matryoshka import first_latents
+from saex.sharding import MeshConfig, make_mesh
+from saex.train.optim import Optim
 from tests.sae import toy
 
 D, N, K = 8, 32, 4
@@ -129,6 +131,14 @@ def test_drawn_prefixes_are_of_the_key_and_prefer_short_ones():
     found = loss_of(sae, params, stats, x, key)[0]
     squares = prefix_squares(params, x, np.asarray(sae._ends(key)))
     np.testing.assert_allclose(found, np.mean(squares) * stats["mse_scale"], rtol=1e-5)
+
+
+def test_drawn_prefixes_are_the_same_on_a_mesh():
+    sae, losses = Matryoshka(D, N, K, sampled=4), []
+    for config in (MeshConfig(), MeshConfig(2, 4)):
+        _, history = toy.fit(sae, lambda i: sample(64, i), Optim(lr=1e-2), make_mesh(config), 3)
+        losses.append([m["loss"] for m in history])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
 def test_a_prefix_alone_is_a_dictionary():
