@@ -201,7 +201,8 @@ class KronSAE:
             return losses.aux_k(residual, y_dead, dead), ops.latents_sum(served)
 
         def nothing(params):
-            return jnp.zeros(()), jnp.zeros(())
+            zero = ops.zero_as_sum(residual).astype(jnp.float32)
+            return zero, zero
 
         if not self.aux_coefficient:
             return nothing(params)
