@@ -94,15 +94,14 @@ class AdaptiveK:
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """As ``TopK``, and the probe with its scale; stats: also what tuning holds on to."""
-        width = (self.d_in,), ("d",)
         params = affine.specs(self.d_in, self.d_in, self.n)
-        params["probe_w"] = ArraySpec(*width, doc="complexity 0..10 = x probe_scale w + b")
+        params["probe_w"] = ArraySpec((self.d_in,), ("d",), doc="complexity = x probe_scale w + b")
         params["probe_b"] = ArraySpec((), (), doc="the probe's intercept")
         params["probe_scale"] = ArraySpec((), (), trainable=False, doc="the probe's input scale")
         stats = {
             "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
             "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
-            "probe_w": ArraySpec(*width, doc="the ridge solution"),
+            "probe_w": ArraySpec((self.d_in,), (None,), doc="the ridge solution"),
             "probe_b": ArraySpec((), (), doc="its intercept"),
             "penalty": ArraySpec((), (), doc="its penalty per row"),
             "pull": ArraySpec((), (), doc="weight of the distance to it"),
