@@ -69,6 +69,11 @@ class Guided:
         """d_in."""
         return self.d_in
 
+    @property
+    def aux_latents(self) -> int:
+        """k_aux, or the power of two nearest to d_in / 2, at most n."""
+        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
+
     def plain(self) -> TopK:
         """The TopK that it is without labels."""
         return TopK(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TopK)})

@@ -77,6 +77,11 @@ class KronSAE:
         """How many heads the latents come from."""
         return self.n // (self.base * self.extension)
 
+    @property
+    def aux_latents(self) -> int:
+        """k_aux, or the power of two nearest to d_in / 2, at most n."""
+        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
+
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """As ``TopK``, but for the encoder: one row a unit, by heads."""
         units = self.base + self.extension
@@ -190,12 +195,11 @@ class KronSAE:
 
     def _aux(self, params: Params, x: Any, residual: Any, dead: Any) -> tuple[Any, Any]:
         """(AuxK, latents that it served); nothing is computed where nothing is dead."""
-        k_aux = affine.latents_for_aux(self.k_aux, self.d_in, self.n)
 
         def serve(params):
             units = self._units(params, x)
             z = jnp.where(dead[None], self._pairs(units), 0)
-            codes = self._largest(units, z, k_aux, k_aux)
+            codes = self._largest(units, z, self.aux_latents, self.aux_latents)
             served = jnp.sum(ops.fired(codes, dead.shape[0]), dtype=jnp.float32)
             y_dead = ops.decode_part(codes, params["W_dec"])
             return losses.aux_k(residual, y_dead, dead), ops.latents_sum(served)

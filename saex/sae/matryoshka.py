@@ -88,6 +88,11 @@ class Matryoshka:
         """G, the number of prefixes."""
         return self.sampled or len(self.fractions)
 
+    @property
+    def aux_latents(self) -> int:
+        """k_aux, or the power of two nearest to d_in / 2, at most n."""
+        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
+
     def whole(self, n: int | None = None) -> BatchTopK:
         """The BatchTopK of the first n (None: all) latents."""
         names = {f.name for f in dataclasses.fields(BatchTopK)} - {"n", "capacity"}
@@ -136,8 +141,7 @@ class Matryoshka:
         slots = min(self.group_capacity or 2 * self.k, size)
         level = _level(codes.indices, n, ends)
         apart, fits = nested.by_level(codes, level, self.groups, slots)
-        aux_latents = affine.latents_for_aux(self.k_aux, self.d_in, self.n)
-        aux = self.aux_coefficient, aux_latents, self.matmul_dtype
+        aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
 
         def sparse(params):
             x = affine.scaled(params, batch["x"])

@@ -75,6 +75,11 @@ class Variational:
         """d_in."""
         return self.d_in
 
+    @property
+    def aux_latents(self) -> int:
+        """k_aux, or the power of two nearest to d_in / 2, at most n."""
+        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
+
     def plain(self) -> TopK:
         """The TopK that it is at inference."""
         return TopK(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TopK)})
@@ -126,7 +131,7 @@ class Variational:
         codes = self._largest(z, hyper["k"])
         stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
         y = affine.decode(params, codes)
-        aux = self.aux_coefficient, self.plain().aux_latents, self.matmul_dtype
+        aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
         aux_k, served = affine.aux_alone(params, x, x - y, dead, *aux)
 
         each = divergence(mu, log_variance)
