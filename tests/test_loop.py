@@ -226,7 +226,7 @@ def test_a_lost_evaluation_is_made_again(folder, unbroken, tmp_path):
 
 def test_meshes_give_the_same_losses(folder, unbroken):
     expected = list(losses(unbroken).values())
-    for data, model in ((8, 1), (2, 4), (1, 8)):
+    for data, model in ((8, 1), (2, 4)):  # more of them in tests/sae/test_all.py
         workdir = folder / f"mesh{data}{model}"
         config = with_store(folder, unbroken, mesh__data=data, mesh__model=model)
         loop.train(config, workdir)

@@ -17,7 +17,8 @@ from saex.sae.base import SparseCodes
 
 def runs_here(impls):
     """The backends that XLA compiles for any platform; Pallas' have tests of their own."""
-    return sorted(name for name in impls if name != "tpu" and not name.startswith("pallas"))
+    names = sorted(name for name in impls if name != "tpu" and not name.startswith("pallas"))
+    return [pytest.param(n, marks=pytest.mark.interpreted if n == "gpu" else []) for n in names]
 
 
 def oracle(scores, k):

@@ -20,7 +20,7 @@ STEPS = 8
 TRUTH = toy.directions(40, D)
 CONFIGS = [
     MeshConfig(),
-    MeshConfig(sweep=2),
+    pytest.param(MeshConfig(sweep=2), marks=pytest.mark.slow),
     MeshConfig(data=2, model=2, sweep=2, strategy="fsdp"),
 ]
 
