@@ -1,15 +1,13 @@
-r"""AdaptiveK: a probe of a row's complexity says how many latents it gets.
+"""AdaptiveK: a probe of a row's complexity says how many latents it gets.
 
-    saex train --config=experiments/methods/adaptive_k.py --workdir=runs/adaptive_k \
-        --config.store=runs/quickstart/store
+    saex train --config=experiments/methods/adaptive_k.py --workdir=runs/adaptive_k
 
 To look at: "probe" (its mean squared error) in metrics.jsonl, the mean L0, and FVU against TopK at
-that L0, on the store that the quickstart's run has left.
+that L0.
 
-The column "complexity" has to be in the store, and the quickstart's harvest makes none of that
-name: here the position in the context stands for it (0 to 255; later bytes have more behind them),
-which shows the machinery and no claim about complexity. For a score of your own write it as a
-column of a store and set ``config.columns``, ``lowest`` and ``highest``.
+The column "complexity" is here the position in the context (0 to 255; later bytes have more behind
+them), which shows the machinery and no claim about complexity. For a score of your own write it as
+a column of a store and set ``config.columns``, ``lowest`` and ``highest``.
 
 ``--config=experiments/methods/adaptive_k.py:topk`` is TopK; compare at the L0 that comes out.
 Hardware: 2 CPU cores. Not yet timed or run in full.

@@ -1,0 +1,32 @@
+"""BatchTopK: as many latents a row as it takes, k on average.
+
+    saex train --config=experiments/methods/batch_topk.py --workdir=runs/batch_topk
+
+To look at: L0 at inference against k (the threshold's), FVU against TopK's at the same L0, and
+"fallback" in metrics.jsonl, which is 0 where candidates sufficed.
+
+The quickstart's model, text and rows: after one run ``--config.store=runs/batch_topk/store``
+serves the others of this folder. ``--config=experiments/methods/batch_topk.py:topk`` trains
+the method to compare with. Hardware: 2 CPU cores. Not yet timed or run in full.
+"""
+
+from ml_collections import ConfigDict
+
+SAES = {
+    "batch_topk": {"k": 32, "threshold_rate": 0.02},
+    "topk": {"k": 32},
+}
+
+
+def get_config(arg: str = "batch_topk") -> ConfigDict:
+    return ConfigDict(
+        {
+            "sae": {"name": arg, "d_in": 256, "n": 2048, "dead_after_tokens": 200_000, **SAES[arg]},
+            "site": "blocks.1.resid_post",
+            "steps": 500,
+            "harvest": {"rows": 600_000, "heldout_rows": 210_000},
+            "stream": {"batch": 4096},
+            "optim": {"lr": 4e-3},
+            "eval": {"rows": 250_000, "contexts": 128},
+        },
+    )

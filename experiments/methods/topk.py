@@ -1,0 +1,31 @@
+"""TopK: a fixed number of active latents a row, dead ones revived by AuxK.
+
+    saex train --config=experiments/methods/topk.py --workdir=runs/topk
+
+To look at: FVU at L0 32, dead latents, and the report; the quickstart is this run.
+
+The quickstart's model, text and rows: after one run ``--config.store=runs/topk/store``
+serves the others of this folder. ``--config=experiments/methods/topk.py:relu`` trains
+the method to compare with. Hardware: 2 CPU cores. Not yet timed or run in full.
+"""
+
+from ml_collections import ConfigDict
+
+SAES = {
+    "topk": {"k": 32},
+    "relu": {"l1": 0.02, "l1_warmup_steps": 25},
+}
+
+
+def get_config(arg: str = "topk") -> ConfigDict:
+    return ConfigDict(
+        {
+            "sae": {"name": arg, "d_in": 256, "n": 2048, "dead_after_tokens": 200_000, **SAES[arg]},
+            "site": "blocks.1.resid_post",
+            "steps": 500,
+            "harvest": {"rows": 600_000, "heldout_rows": 210_000},
+            "stream": {"batch": 4096},
+            "optim": {"lr": 4e-3},
+            "eval": {"rows": 250_000, "contexts": 128},
+        },
+    )
