@@ -54,7 +54,7 @@ class StdlibComments:
                     f"{document.name}: {len(ids)} tokens for {len(label)} bytes: comments are "
                     "labelled byte by byte, so take a model of bytes (subject.name='pocket-lm')"
                 )
-            for piece in chunk([document], lambda _: ids, context, tokenizer.bos):  # noqa: B023
+            for piece in chunk([document], lambda _, ids=ids: ids, context, tokenizer.bos):
                 column = np.zeros(context, np.int8)
                 column[1 : piece.length] = label[piece.start : piece.start + piece.length - 1]
                 yield dataclasses.replace(piece, document=number, columns={LABEL: column})

@@ -28,11 +28,12 @@ def rows(metrics: Mapping[str, Any], name: str = "SAE") -> dict[str, dict[str, A
     A control's metrics are those under ``<control>.``, a site's (of a dictionary of several, each
     encoded by itself) under ``<site>.``; None is a number that JSON cannot hold.
     """
-    controls = list(dict.fromkeys(key.rpartition(".")[0] for key in metrics if "." in key))
+    found = {key.rpartition(".")[0] for key in metrics if "." in key}
+    controls = [c for c in LABELS if c in found] + sorted(found - set(LABELS))
     out = {name: {c: metrics[c] for c in COLUMNS if c in metrics}}
     for control in controls:
-        found = {c: metrics[f"{control}.{c}"] for c in COLUMNS if f"{control}.{c}" in metrics}
-        out[LABELS.get(control, control)] = found
+        scores = {c: metrics[f"{control}.{c}"] for c in COLUMNS if f"{control}.{c}" in metrics}
+        out[LABELS.get(control, control)] = scores
     return out
 
 

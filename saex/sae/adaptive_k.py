@@ -99,8 +99,7 @@ class AdaptiveK:
         params["probe_b"] = ArraySpec((), (), doc="the probe's intercept")
         params["probe_scale"] = ArraySpec((), (), trainable=False, doc="the probe's input scale")
         stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
-            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
+            **affine.stats_specs(self.n),
             "probe_w": ArraySpec((self.d_in,), (None,), doc="the ridge solution"),
             "probe_b": ArraySpec((), (), doc="its intercept"),
             "penalty": ArraySpec((), (), doc="its penalty per row"),
@@ -122,8 +121,7 @@ class AdaptiveK:
         w, b, penalty = probe.fit(x, self._target(sample))
         params |= {"probe_w": w, "probe_b": b, "probe_scale": params["scale"] + 0}
         stats = {
-            "since_fired": jnp.zeros((self.n,), jnp.int32),
-            "mse_scale": affine.mse_scale(x),
+            **affine.stats(self.n, x),
             "probe_w": w + 0,
             "probe_b": b + 0,
             "penalty": penalty / x.shape[0],

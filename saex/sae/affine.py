@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from saex.kernels import zeros_as
+from saex.kernels.encode_topk import pre_activations
 from saex.kernels.sparse_affine import sparse_affine, sparse_affine_aux
 from saex.kernels.sparse_affine.dead import largest, listed
 from saex.kernels.topk import top_k
@@ -74,9 +75,29 @@ def mse_scale(x: Float[Array, "b d"]) -> Float[Array, ""]:
     return 1 / jnp.maximum(var, 1e-30)
 
 
+def stats_specs(n: int) -> dict[str, ArraySpec]:
+    """What most methods count in training: since_fired [n], and the loss scale mse_scale []."""
+    return {
+        "since_fired": ArraySpec((n,), ("n",), "int32", doc="rows since it last fired"),
+        "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
+    }
+
+
+def stats(n: int, x: Float[Array, "b d"]) -> Params:
+    """``stats_specs`` at the start: nothing has fired late, and the scale of a sample's rows."""
+    return {"since_fired": jnp.zeros((n,), jnp.int32), "mse_scale": mse_scale(x)}
+
+
 def scaled(params: Params, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
     """Raw rows of any float dtype in the units that the weights see, float32."""
     return x.astype(jnp.float32) * params["scale"]
+
+
+def scores(
+    params: Params, x: Float[Array, "b d"], matmul_dtype: str = "float32"
+) -> Float[Array, "b n"]:
+    """(x - b_dec) W_enc^T + b_enc of rows in scaled units: this device's part of the latents."""
+    return pre_activations(x, params["b_dec"], params["W_enc"], params["b_enc"], matmul_dtype)
 
 
 def decode(params: Params, codes, matmul_dtype: str = "float32") -> Float[Array, "b d"]:

@@ -81,8 +81,7 @@ class BatchCrosscoder:
         params = crosscoder.specs(self.d_in, self.n)
         params["threshold"] = ArraySpec((self.n,), ("n",), trainable=False, doc="of codes")
         stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
-            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
+            **affine.stats_specs(self.n),
             "cut": ArraySpec((), (), doc="running mean of a batch's smallest kept p N"),
         }
         return {"params": params, "stats": stats}
@@ -110,8 +109,7 @@ class BatchCrosscoder:
         cut = selection.batch_cut(p * N[None], self.k * p.shape[0])
         params["threshold"] = cut / N
         stats = {
-            "since_fired": jnp.zeros((self.n,), jnp.int32),
-            "mse_scale": affine.mse_scale(x),
+            **affine.stats(self.n, x),
             "cut": cut,
         }
         return params, stats
@@ -163,9 +161,7 @@ class BatchCrosscoder:
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, y, lowest)
 
         loss, (metrics, after, y, lowest) = selection.exactly(exact, sparse, dense, params)
-        # a batch in which nothing is above 0 says nothing
-        moved = stats["cut"] + self.threshold_rate * (lowest - stats["cut"])
-        cut = jnp.where(jnp.isfinite(lowest), moved, stats["cut"])
+        cut = selection.follow(stats["cut"], lowest, self.threshold_rate)
         metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": cut}
         return loss, Out(metrics, {**after, "cut": cut}, y, {"threshold": cut / N})
 

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.kernels.encode_topk import encode_topk, pre_activations
 from saex.sae import affine, losses, ops, selection
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.typing import Batch, Params
@@ -69,10 +68,7 @@ class BatchTopK:
         """See ``affine.specs``, and the threshold; stats as ``TopK``."""
         params = affine.specs(self.d_in, self.d_in, self.n)
         params["threshold"] = ArraySpec((), (), trainable=False, doc="of codes, in scaled units")
-        stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
-            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
-        }
+        stats = affine.stats_specs(self.n)
         return {"params": params, "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -86,16 +82,13 @@ class BatchTopK:
         params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
         params = affine.match_norms(probe_key, params, self.k)
         params["threshold"] = selection.first_cut(params, x, self.k)
-        stats = {
-            "since_fired": jnp.zeros((self.n,), jnp.int32),
-            "mse_scale": affine.mse_scale(x),
-        }
+        stats = affine.stats(self.n, x)
         return params, stats
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
         """Dense codes [b, n] of raw rows [b, d], by the threshold."""
-        p = self._scores(params, affine.scaled(params, x))
+        p = affine.scores(params, affine.scaled(params, x), self.matmul_dtype)
         return DenseCodes(jnp.where(p > params["threshold"], jax.nn.relu(p), 0))
 
     @ops.decode
@@ -108,21 +101,7 @@ class BatchTopK:
         self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
     ) -> tuple[Any, Out]:
         """s * MSE + aux_coefficient * AuxK of one global batch of raw rows ``batch["x"]``."""
-        n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(batch["x"])
-        held = jax.lax.stop_gradient(params)
-        x = affine.scaled(held, batch["x"])
-        weights = ops.own((x, held["b_dec"], held["W_enc"], held["b_enc"]))
-        size = min(self.capacity or 8 * self.k, n)
-        chosen: tuple = encode_topk(*weights, size, self.matmul_dtype)
-        values, cut, exact = selection.top_of_batch(jax.nn.relu(chosen[0]), n, total)
-
-        def sparse(params):
-            return objective(params, affine.used_slots(values, chosen[1]), cut)
-
-        def dense(params):
-            p = jax.nn.relu(self._scores(params, affine.scaled(params, batch["x"])))
-            cut = selection.batch_cut(p, total)
-            return objective(params, DenseCodes(jnp.where(p >= cut, p, 0)), cut)
+        total = hyper["k"] * ops.rows_count(batch["x"])
 
         def objective(params, codes, cut):
             x = affine.scaled(params, batch["x"])
@@ -135,8 +114,10 @@ class BatchTopK:
             lowest = selection.smallest(codes.values)
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, y, lowest)
 
-        loss, (metrics, stats, y, lowest) = selection.exactly(exact, sparse, dense, params)
-        threshold = selection.follow(held["threshold"], lowest, self.threshold_rate)
+        how = self.capacity or 8 * self.k, self.matmul_dtype
+        loss, aux, exact = selection.of_batch(params, batch["x"], total, *how, objective)
+        metrics, stats, y, lowest = aux
+        threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)
         metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
         return loss, Out(metrics, stats, y, {"threshold": threshold})
 
@@ -152,7 +133,3 @@ class BatchTopK:
     def aux_latents(self) -> int:
         """k_aux, or the power of two nearest to d_in / 2, at most n."""
         return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
-
-    def _scores(self, params: Params, x: Any) -> Any:
-        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
-        return pre_activations(x, *weights, self.matmul_dtype)

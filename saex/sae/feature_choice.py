@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.kernels.encode_topk import pre_activations
 from saex.sae import affine, losses, ops, selection, zipf
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.typing import Batch, Params
@@ -79,10 +78,7 @@ class FeatureChoice:
         params = affine.specs(self.d_in, self.d_in, self.n)
         doc = "of its code, in scaled units"
         params["threshold"] = ArraySpec((self.n,), ("n",), trainable=False, doc=doc)
-        stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
-            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
-        }
+        stats = affine.stats_specs(self.n)
         return {"params": params, "stats": {**stats, **zipf.specs(self.n)}}
 
     def hyper(self) -> dict[str, float]:
@@ -96,16 +92,13 @@ class FeatureChoice:
         params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
         params = affine.match_norms(probe_key, params, self.k)
         params["threshold"] = jnp.full((self.n,), selection.first_cut(params, x, self.k))
-        stats = {
-            "since_fired": jnp.zeros((self.n,), jnp.int32),
-            "mse_scale": affine.mse_scale(x),
-        }
+        stats = affine.stats(self.n, x)
         return params, {**stats, **zipf.start(self.n, self.k)}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
         """Dense codes [b, n] of raw rows [b, d], by the thresholds."""
-        p = self._scores(params, affine.scaled(params, x))
+        p = affine.scores(params, affine.scaled(params, x), self.matmul_dtype)
         return DenseCodes(jnp.where(p > params["threshold"][None], jax.nn.relu(p), 0))
 
     @ops.decode
@@ -119,7 +112,7 @@ class FeatureChoice:
     ) -> tuple[Any, Out]:
         """s * MSE + aux_coefficient * aux_zipf of one global batch of raw rows."""
         x, rows = affine.scaled(params, batch["x"]), ops.rows_count(batch["x"])
-        p = jax.nn.relu(self._scores(params, x))
+        p = jax.nn.relu(affine.scores(params, x, self.matmul_dtype))
         since = step - jnp.ceil(self.choice_from * hyper["steps"])  # latents choose from 0 on
         cuts = self._cuts(jax.lax.stop_gradient(p), stats["law"], key, since >= 0, hyper["k"])
         codes = DenseCodes(jnp.where(p >= cuts[None], p, 0))
@@ -158,7 +151,3 @@ class FeatureChoice:
             return selection.batch_cut(p, k * rows) + jnp.zeros_like(law)
 
         return jax.lax.cond(choosing, own, common, p)
-
-    def _scores(self, params: Params, x: Any) -> Any:
-        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
-        return pre_activations(x, *weights, self.matmul_dtype)

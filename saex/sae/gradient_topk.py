@@ -74,10 +74,7 @@ class GradientTopK:
         """See ``affine.specs``, and gradient_scale; stats as ``TopK``."""
         params = affine.specs(self.d_in, self.d_in, self.n)
         params["gradient_scale"] = ArraySpec((), (), trainable=False, doc="of the gradient column")
-        stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
-            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
-        }
+        stats = affine.stats_specs(self.n)
         return {"params": params, "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -93,10 +90,7 @@ class GradientTopK:
         g = sample["gradient"][:512].astype(jnp.float32)
         effect = jnp.mean(jnp.abs(g @ params["W_dec"].T))
         params["gradient_scale"] = 1 / jnp.maximum(effect, 1e-30)
-        stats = {
-            "since_fired": jnp.zeros((self.n,), jnp.int32),
-            "mse_scale": affine.mse_scale(x),
-        }
+        stats = affine.stats(self.n, x)
         return params, stats
 
     @ops.encode

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.kernels.encode_topk import chosen_scores, pre_activations
+from saex.kernels.encode_topk import chosen_scores
 from saex.sae import affine, losses, ops, selection
 from saex.sae.activations import jump, step_up
 from saex.sae.base import ArraySpec, DenseCodes, Out, SparseCodes
@@ -93,7 +93,7 @@ class JumpReLU:
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
         """Dense codes [b, n] of raw rows [b, d]."""
-        p = self._scores(params, affine.scaled(params, x))
+        p = affine.scores(params, affine.scaled(params, x), self.matmul_dtype)
         return DenseCodes(jnp.where(p > jnp.exp(params["log_threshold"])[None], p, 0))
 
     @ops.decode
@@ -127,7 +127,8 @@ class JumpReLU:
 
         def dense(params):
             x, theta = affine.scaled(params, batch["x"]), jnp.exp(params["log_threshold"])
-            return objective(params, *self._jump(self._scores(params, x), theta[None]))
+            p = affine.scores(params, x, self.matmul_dtype)
+            return objective(params, *self._jump(p, theta[None]))
 
         def objective(params, f, count, indices=None):
             x = affine.scaled(params, batch["x"])
@@ -160,7 +161,3 @@ class JumpReLU:
         """(f, 1 where f is active) of pre-activations, with the straight-through gradients."""
         p, theta = ops.own((p, jnp.broadcast_to(theta, p.shape)))
         return jump(p, theta, self.bandwidth), step_up(p, theta, self.bandwidth)
-
-    def _scores(self, params: Params, x: Any) -> Any:
-        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
-        return pre_activations(x, *weights, self.matmul_dtype)

@@ -89,10 +89,7 @@ class KronSAE:
         doc = "encoder, one row per unit: a head's base units, then its extension units"
         params["W_enc"] = ArraySpec((self.heads, units, self.d_in), ("n", None, "d"), doc=doc)
         params["b_enc"] = ArraySpec((self.heads, units), ("n", None), doc="encoder bias")
-        stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
-            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
-        }
+        stats = affine.stats_specs(self.n)
         return {"params": params, "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -116,10 +113,7 @@ class KronSAE:
         probes = affine.unit_rows(jax.random.normal(probe_key, (256, self.d_in)))
         y = ops.decode_part(self._encode(params, probes, self.k), params["W_dec"])
         params["W_enc"] = params["W_enc"] / jnp.mean(jnp.linalg.norm(y, axis=1))
-        stats = {
-            "since_fired": jnp.zeros((self.n,), jnp.int32),
-            "mse_scale": affine.mse_scale(x),
-        }
+        stats = affine.stats(self.n, x)
         return params, stats
 
     @ops.encode

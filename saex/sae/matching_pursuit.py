@@ -85,10 +85,7 @@ class MatchingPursuit:
         """W_dec [n, d_in], b_dec [d_in], scale []; stats as ``TopK``."""
         params = affine.specs(self.d_in, self.d_in, self.n)
         del params["W_enc"], params["b_enc"]
-        stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
-            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
-        }
+        stats = affine.stats_specs(self.n)
         return {"params": params, "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -104,10 +101,7 @@ class MatchingPursuit:
             "b_dec": affine.centre(x, self.b_dec_init),
             "scale": scale,
         }
-        stats = {
-            "since_fired": jnp.zeros((self.n,), jnp.int32),
-            "mse_scale": affine.mse_scale(x),
-        }
+        stats = affine.stats(self.n, x)
         return params, stats
 
     @ops.encode

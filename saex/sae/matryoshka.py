@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.kernels.encode_topk import encode_topk, pre_activations
+from saex.kernels.encode_topk import encode_topk
 from saex.sae import affine, losses, nested, ops, selection
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.sae.batch_topk import BatchTopK
@@ -116,7 +116,7 @@ class Matryoshka:
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
         """Dense codes [b, n] of raw rows [b, d], by the threshold."""
-        p = self._scores(params, affine.scaled(params, x))
+        p = affine.scores(params, affine.scaled(params, x), self.matmul_dtype)
         return DenseCodes(jnp.where(p > params["threshold"], jax.nn.relu(p), 0))
 
     @ops.decode
@@ -148,7 +148,9 @@ class Matryoshka:
             return objective(params, codes, nested.decode_chosen(params, x, apart, self.groups))
 
         def dense(params):
-            p = jax.nn.relu(self._scores(params, affine.scaled(params, batch["x"])))
+            p = jax.nn.relu(
+                affine.scores(params, affine.scaled(params, batch["x"]), self.matmul_dtype)
+            )
             f = jnp.where(p >= selection.batch_cut(p, total), p, 0)
             level = _level(jnp.arange(n), n, ends)
             args = f, level, params["W_dec"], self.groups, self.matmul_dtype
@@ -169,10 +171,7 @@ class Matryoshka:
 
         exact = exact & fits
         loss, (metrics, stats, y, lowest) = selection.exactly(exact, sparse, dense, params)
-        threshold = held["threshold"]
-        # a batch in which nothing is above 0 says nothing
-        moved = threshold + self.threshold_rate * (lowest - threshold)
-        threshold = jnp.where(jnp.isfinite(lowest), moved, threshold)
+        threshold = selection.follow(held["threshold"], lowest, self.threshold_rate)
         metrics |= {"cut": cut, "fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
         return loss, Out(metrics, stats, y, {"threshold": threshold})
 
@@ -193,10 +192,6 @@ class Matryoshka:
         # of the largest log chances with Gumbel noise: a sample without replacement
         _, drawn = jax.lax.top_k(chances, self.sampled - 1)
         return jnp.append(jnp.sort(drawn + 1), self.n).astype(jnp.int32)
-
-    def _scores(self, params: Params, x: Any) -> Any:
-        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
-        return pre_activations(x, *weights, self.matmul_dtype)
 
 
 def first_latents(sae: Matryoshka, params: Params, m: int) -> tuple[BatchTopK, Params]:

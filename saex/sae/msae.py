@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.kernels.encode_topk import pre_activations
 from saex.sae import affine, losses, nested, ops
 from saex.sae.base import ArraySpec, DenseCodes, Out, SparseCodes
 from saex.sae.topk import TopK
@@ -113,7 +112,7 @@ class MSAE:
         residuals = [x - parts[:, i] - b_dec for i in range(len(self.levels))]
         named = dict(zip([f"fvu_{m}k" for m in self.levels], residuals))
         if self.whole:
-            f = DenseCodes(jax.nn.relu(self._scores(params, x)))
+            f = DenseCodes(jax.nn.relu(affine.scores(params, x, self.matmul_dtype)))
             named["fvu_whole"] = x - affine.decode(params, f, self.matmul_dtype)
         r = [1.0 if self.weights == "uniform" else len(named) - i for i in range(len(named))]
         mse = [stats["mse_scale"] * losses.mse(e) for e in named.values()]
@@ -146,7 +145,3 @@ class MSAE:
         """The first level that each slot (largest first) belongs to, from 0."""
         inner = (ops.keep_largest(values, self.largest, k * m) == 0 for m in self.levels[:-1])
         return sum((out.astype(jnp.int32) for out in inner), jnp.zeros(values.shape, jnp.int32))
-
-    def _scores(self, params: Params, x: Any) -> Any:
-        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
-        return pre_activations(x, *weights, self.matmul_dtype)

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.kernels.encode_topk import encode_topk, pre_activations
 from saex.sae import affine, losses, ops, selection, zipf
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.typing import Batch, Params
@@ -74,10 +73,7 @@ class MutualChoice:
         """As ``BatchTopK``; stats also: ``zipf.specs``."""
         params = affine.specs(self.d_in, self.d_in, self.n)
         params["threshold"] = ArraySpec((), (), trainable=False, doc="of codes, in scaled units")
-        stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
-            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
-        }
+        stats = affine.stats_specs(self.n)
         return {"params": params, "stats": {**stats, **zipf.specs(self.n)}}
 
     def hyper(self) -> dict[str, float]:
@@ -91,16 +87,13 @@ class MutualChoice:
         params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
         params = affine.match_norms(probe_key, params, self.k)
         params["threshold"] = selection.first_cut(params, x, self.k)
-        stats = {
-            "since_fired": jnp.zeros((self.n,), jnp.int32),
-            "mse_scale": affine.mse_scale(x),
-        }
+        stats = affine.stats(self.n, x)
         return params, {**stats, **zipf.start(self.n, self.k)}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
         """Dense codes [b, n] of raw rows [b, d], by the threshold."""
-        p = self._scores(params, affine.scaled(params, x))
+        p = affine.scores(params, affine.scaled(params, x), self.matmul_dtype)
         return DenseCodes(jnp.where(p > params["threshold"], jax.nn.relu(p), 0))
 
     @ops.decode
@@ -113,21 +106,7 @@ class MutualChoice:
         self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
     ) -> tuple[Any, Out]:
         """s * MSE + aux_coefficient * aux_zipf of one global batch of raw rows."""
-        n, rows = stats["since_fired"].shape[0], ops.rows_count(batch["x"])
-        held, total = jax.lax.stop_gradient(params), hyper["k"] * rows
-        x = affine.scaled(held, batch["x"])
-        weights = ops.own((x, held["b_dec"], held["W_enc"], held["b_enc"]))
-        size = min(self.capacity or 8 * self.k, n)
-        chosen: tuple = encode_topk(*weights, size, self.matmul_dtype)
-        values, cut, exact = selection.top_of_batch(jax.nn.relu(chosen[0]), n, total)
-
-        def sparse(params):
-            return objective(params, affine.used_slots(values, chosen[1]), cut)
-
-        def dense(params):
-            p = jax.nn.relu(self._scores(params, affine.scaled(params, batch["x"])))
-            cut = selection.batch_cut(p, total)
-            return objective(params, DenseCodes(jnp.where(p >= cut, p, 0)), cut)
+        rows = ops.rows_count(batch["x"])
 
         def objective(params, codes, cut):
             x = affine.scaled(params, batch["x"])
@@ -142,9 +121,11 @@ class MutualChoice:
             lowest = selection.smallest(codes.values)
             return mse + hyper["aux_coefficient"] * aux_zipf, (metrics, after, y, lowest)
 
-        loss, (metrics, stats, y, lowest) = selection.exactly(exact, sparse, dense, params)
+        how = hyper["k"] * rows, self.capacity or 8 * self.k, self.matmul_dtype
+        loss, aux, exact = selection.of_batch(params, batch["x"], *how, objective)
+        metrics, stats, y, lowest = aux
         due = (step % self.law_every == 0) & zipf.settled(stats, self.density_rows)
-        threshold = selection.follow(held["threshold"], lowest, self.threshold_rate)
+        threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)
         metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
         return loss, Out(metrics, zipf.refresh(stats, due), y, {"threshold": threshold})
 
@@ -155,7 +136,3 @@ class MutualChoice:
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Decoder rows back to unit norm."""
         return affine.unit_decoder(state)
-
-    def _scores(self, params: Params, x: Any) -> Any:
-        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
-        return pre_activations(x, *weights, self.matmul_dtype)

@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saex.kernels import zeros_as
 from saex.kernels.encode_topk import encode_topk
-from saex.sae import ops
+from saex.sae import affine, ops
+from saex.sae.base import DenseCodes
 from saex.typing import Params
 
 
@@ -115,6 +116,43 @@ def _bisect(enough: Callable[[Any], Any], high: Int[Array, " m"]) -> tuple[Any, 
         return jnp.where(reached, middle, low), jnp.where(reached | (middle == 0), high, middle)
 
     return jax.lax.fori_loop(0, 32, halve, (zeros_as(high.shape, high), high))
+
+
+def of_batch(
+    params: Params,
+    rows: Float[Array, "b d"],
+    total: Any,
+    capacity: int,
+    matmul_dtype: str,
+    objective: Callable,
+) -> tuple[Any, Any, Bool[Array, ""]]:
+    """``objective(params, codes, cut)`` of the codes that are among a batch's ``total`` largest.
+
+    Args:
+      params: an affine encoder's. rows: raw ones.
+      total: as ``batch_cut``.
+      capacity: candidates a row; where one may have had more the codes are dense.
+      matmul_dtype: dtype of the matmul's inputs.
+      objective: gives (scalar, auxiliary tree), the same types for sparse and for dense codes.
+
+    Returns:
+      (scalar, auxiliary tree, whether candidates sufficed); gradients as ``exactly``.
+    """
+    held, n = jax.lax.stop_gradient(params), params["W_enc"].shape[0]
+    weights = (affine.scaled(held, rows), *(held[name] for name in ("b_dec", "W_enc", "b_enc")))
+    chosen: tuple = encode_topk(*ops.own(weights), min(capacity, n), matmul_dtype)
+    values, cut, exact = top_of_batch(jax.nn.relu(chosen[0]), n, total)
+
+    def sparse(params):
+        return objective(params, affine.used_slots(values, chosen[1]), cut)
+
+    def dense(params):
+        p = jax.nn.relu(affine.scores(params, affine.scaled(params, rows), matmul_dtype))
+        cut = batch_cut(p, total)
+        return objective(params, DenseCodes(jnp.where(p >= cut, p, 0)), cut)
+
+    loss, aux = exactly(exact, sparse, dense, params)
+    return loss, aux, exact
 
 
 def first_cut(params: Params, x: Float[Array, "b d"], k: int) -> Float[Array, ""]:

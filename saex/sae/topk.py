@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 
 from saex.sae import affine, losses, ops
 from saex.sae.base import ArraySpec, Out, SparseCodes
@@ -60,10 +59,7 @@ class TopK:
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """See ``affine.specs``; stats: rows since each latent fired, and the loss scale s."""
-        stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired"),
-            "mse_scale": ArraySpec((), (), doc="1 / variance of the sample, per dimension"),
-        }
+        stats = affine.stats_specs(self.n)
         return {"params": affine.specs(self.d_in, self.d_in, self.n), "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -75,10 +71,7 @@ class TopK:
         weights_key, probe_key = jax.random.split(key)
         how = self.normalize, self.b_dec_init
         params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
-        stats = {
-            "since_fired": jnp.zeros((self.n,), jnp.int32),
-            "mse_scale": affine.mse_scale(x),
-        }
+        stats = affine.stats(self.n, x)
         return affine.match_norms(probe_key, params, self.k), stats
 
     @ops.encode

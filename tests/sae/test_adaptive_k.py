@@ -28,7 +28,7 @@ def loss_of(sae, params, stats, batch, step=0, **hyper):
 
 
 def grads_of(sae, params, stats, batch, step, **hyper):
-    return jax.grad(lambda p: loss_of(sae, p, stats, batch, step, **hyper)[0])(params)
+    return toy.grads_of(loss_of, sae, params, stats, batch, step, **hyper)
 
 
 def test_the_map_is_the_published_one():

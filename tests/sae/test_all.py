@@ -40,7 +40,10 @@ def sae(request):
 def params(sae):
     """Initial ones; weights that start at 0 would hide what is done with them."""
     params, _ = init(sae)
-    noise = lambda a: 0.3 * jax.random.normal(jax.random.key(5), a.shape)  # noqa: E731
+
+    def noise(a):
+        return 0.3 * jax.random.normal(jax.random.key(5), a.shape)
+
     return {k: v if v.ndim < 2 or v.any() else noise(v) for k, v in params.items()}
 
 
@@ -112,7 +115,7 @@ def agreement():
 def test_loss_falls_and_meshes_agree(name, meshes):
     """20 steps: the same losses to 1e-5 on every mesh; they fall; trainable params move, alone."""
     sae = small(name, dead_after_tokens=100)  # AuxK has latents to serve
-    made = lambda i: batch(sae, i)  # noqa: E731
+    made = functools.partial(batch, sae)
     optim, start = Optim(lr=3e-3), {}
 
     def seen(params):

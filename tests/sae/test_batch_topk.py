@@ -9,6 +9,7 @@ from saex.sae import BatchTopK, TopK
 from saex.sharding import MeshConfig, make_mesh
 from saex.train.optim import Optim
 from tests.sae import toy
+from tests.sae.toy import loss_of
 
 D, N, K = 8, 32, 4
 
@@ -19,11 +20,6 @@ def sample(rows=512, seed=3):
 
 def init(sae):
     return sae.init(jax.random.key(0), {"x": jnp.asarray(sample())})
-
-
-def loss_of(sae, params, stats, x, **hyper):
-    hyper = {**sae.hyper(), **hyper}
-    return sae.loss(params, stats, {"x": jnp.asarray(x)}, None, jnp.int32(0), hyper)
 
 
 def scores(params, x):
@@ -55,7 +51,7 @@ def test_candidates_and_the_dense_way_have_the_same_gradients():
         sae = BatchTopK(D, N, K, capacity=capacity, dead_after_tokens=1)
         params, stats = init(sae)
         stats = {**stats, "since_fired": stats["since_fired"].at[::3].set(10**6)}
-        grads.append(jax.grad(lambda p: loss_of(sae, p, stats, x)[0])(params))  # noqa: B023
+        grads.append(toy.grads_of(loss_of, sae, params, stats, x))
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         np.testing.assert_allclose(grads[0][name], grads[1][name], atol=1e-5, err_msg=name)
 

@@ -127,9 +127,15 @@ def test_where_latents_live():
 
 
 def test_the_same_site_twice_shares_every_latent():
-    twice = lambda i: np.tile(toy.batch(toy.directions(24, 6), 256, 3, i), (1, 2))  # noqa: E731
+
+    def twice(i):
+        return np.tile(toy.batch(toy.directions(24, 6), 256, 3, i), (1, 2))
+
     sae = Crosscoder(12, N, (6, 6))
-    tile = lambda p: {**p, **{k: jnp.tile(p[k][:, :6], (1, 2)) for k in ("W_enc", "W_dec")}}  # noqa: E731
+
+    def tile(p):
+        return {**p, **{k: jnp.tile(p[k][:, :6], (1, 2)) for k in ("W_enc", "W_dec")}}
+
     params, _ = toy.fit(sae, twice, Optim(lr=1e-2), make_mesh(MeshConfig()), 30, change=tile)
     np.testing.assert_allclose(sites.difference(params, (6, 6)), 0.5, atol=1e-5)
     np.testing.assert_allclose(params["W_dec"][:, :6], params["W_dec"][:, 6:], atol=1e-5)

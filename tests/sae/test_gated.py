@@ -82,10 +82,7 @@ def test_each_term_trains_what_it_should():
     """By the gradients of the whole, with terms switched off one by one."""
     sae, x = Gated(D, N), sample(64)
     params, stats = made(sae)
-    whole, no_l1 = (
-        jax.grad(lambda p: loss_of(sae, p, stats, x, l1=l1)[0])(params)  # noqa: B023
-        for l1 in (0.5, 0.0)
-    )
+    whole, no_l1 = (toy.grads_of(loss_of, sae, params, stats, x, l1=l1) for l1 in (0.5, 0.0))
     for name in ("W_dec", "r_mag", "b_mag"):  # the penalty's gradient reaches gates alone
         np.testing.assert_array_equal(whole[name], no_l1[name], err_msg=name)
     gates, f = paths(params, x)

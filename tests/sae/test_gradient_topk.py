@@ -77,7 +77,7 @@ def test_without_beta_or_gradient_it_is_topk():
     none = {**batch, "gradient": 0 * batch["gradient"]}
     for beta, given in ((0.0, batch), (1.0, none)):
         sae = GradientTopK(D, N, K, beta=beta)
-        found = jax.grad(lambda p: loss_of(sae, p, stats, given)[0])(params)  # noqa: B023
+        found = toy.grads_of(loss_of, sae, params, stats, given)
         for name in expected:
             np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 

@@ -8,6 +8,7 @@ import pytest
 from saex.sae import JumpReLU
 from saex.sae.activations import jump, step_up
 from tests.sae import toy
+from tests.sae.toy import loss_of
 
 D, N = 8, 32
 SETTINGS = {"threshold": 0.1, "bandwidth": 0.1, "l0_warmup_steps": 0, "l0": 0.01}
@@ -21,14 +22,9 @@ def init(sae):
     return sae.init(jax.random.key(0), {"x": jnp.asarray(sample())})
 
 
-def loss_of(sae, params, stats, x, **hyper):
-    hyper = {**sae.hyper(), **hyper}
-    return sae.loss(params, stats, {"x": jnp.asarray(x)}, None, jnp.int32(0), hyper)
-
-
 def grads_of(sae, x, **hyper):
     params, stats = init(sae)
-    return jax.grad(lambda p: loss_of(sae, p, stats, x, **hyper)[0])(params)
+    return toy.grads_of(loss_of, sae, params, stats, x, **hyper)
 
 
 def test_the_estimators_are_the_formulas():

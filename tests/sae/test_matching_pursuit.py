@@ -1,6 +1,7 @@
 """What the matching pursuit card promises, checked against independent numpy."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +104,7 @@ def test_gradients_are_those_of_the_unrolled_steps():
         return stats["mse_scale"] * jnp.mean(jnp.square(r))
 
     expected = jax.grad(unrolled, (0, 1))(params["W_dec"], params["b_dec"])
-    found = jax.grad(lambda p: loss_of(sae, p, stats, x)[0])(params)
+    found = toy.grads_of(loss_of, sae, params, stats, x)
     np.testing.assert_allclose(found["W_dec"], expected[0], atol=1e-5)
     np.testing.assert_allclose(found["b_dec"], expected[1], atol=1e-5)
 
@@ -141,7 +142,7 @@ def test_atoms_are_withheld_at_first_and_equally_on_every_mesh():
     np.testing.assert_allclose(loss_of(sae, params, stats, sample(64), 5)[0], plain, rtol=1e-6)
     runs = []
     for mesh in (MeshConfig(), MeshConfig(1, 2)):
-        made = lambda i: sample(64, i)  # noqa: E731
+        made = functools.partial(sample, 64)
         runs.append(toy.fit(sae, made, Optim(lr=1e-2), make_mesh(mesh), 4)[1])
     np.testing.assert_allclose(*[[m["loss"] for m in r] for r in runs], rtol=1e-5)
 

@@ -9,6 +9,7 @@ import pytest
 
 from saex.sae import MSAE, TopK
 from tests.sae import toy
+from tests.sae.toy import loss_of
 
 D, N, K = 8, 32, 3
 
@@ -23,11 +24,6 @@ START = jax.jit(TopK(D, N, K).init)(jax.random.key(0), {"x": sample(256)})
 def made(**changes):
     sae = MSAE(**{"d_in": D, "n": N, "k": K, "levels": (1, 2, 5), **changes})
     return sae, *(dict(tree) for tree in START)
-
-
-def loss_of(sae, params, stats, x, **hyper):
-    hyper = {**sae.hyper(), **hyper}
-    return sae.loss(params, stats, {"x": jnp.asarray(x)}, None, jnp.int32(0), hyper)
 
 
 def codes_of(params, x, k):
@@ -68,7 +64,7 @@ def test_gradients_are_those_of_the_dense_formulation():
         return stats["mse_scale"] * sum(((rows - y) ** 2).mean() for y in ys) / 4
 
     expected = jax.grad(dense)(params)
-    found = jax.grad(lambda p: loss_of(sae, p, stats, x)[0])(params)
+    found = toy.grads_of(loss_of, sae, params, stats, x)
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
 

@@ -7,6 +7,7 @@ import pytest
 
 from saex.sae import MultiLayer, TopK
 from tests.sae import toy
+from tests.sae.toy import loss_of
 
 D, N, K, SITES = 8, 32, 4, 3
 
@@ -19,11 +20,6 @@ def sample(rows=256, seed=3):
 
 def init(sae):
     return sae.init(jax.random.key(0), {"x": jnp.asarray(sample())})
-
-
-def loss_of(sae, params, stats, x, **hyper):
-    hyper = {**sae.hyper(), **hyper}
-    return sae.loss(params, stats, {"x": jnp.asarray(x)}, None, jnp.int32(0), hyper)
 
 
 def through(params, x):

@@ -7,6 +7,7 @@ import pytest
 
 from saex.sae import MultiTopK, TopK
 from tests.sae import toy
+from tests.sae.toy import loss_of
 
 D, N, K = 8, 48, 3
 
@@ -17,11 +18,6 @@ def sample(rows=64, seed=3):
 
 def init(sae):
     return sae.init(jax.random.key(0), {"x": jnp.asarray(sample(256))})
-
-
-def loss_of(sae, params, stats, x, **hyper):
-    hyper = {**sae.hyper(), **hyper}
-    return sae.loss(params, stats, {"x": jnp.asarray(x)}, None, jnp.int32(0), hyper)
 
 
 def reconstruction(params, x, k):
@@ -52,11 +48,11 @@ def test_gradients_are_those_of_two_topk():
     """The encoder too learns from the wide sum; a smaller k of a sweep takes its own 4 k."""
     x, sae = sample(), MultiTopK(D, N, 5, aux_coefficient=0.0)
     params, stats = init(sae)
-    found = jax.grad(lambda p: loss_of(sae, p, stats, x, k=K)[0])(params)
+    found = toy.grads_of(loss_of, sae, params, stats, x, k=K)
     grads = []
     for k in (K, 4 * K):
         one = TopK(D, N, k, aux_coefficient=0.0)
-        grads.append(jax.grad(lambda p: loss_of(one, p, stats, x)[0])(params))  # noqa: B023
+        grads.append(toy.grads_of(loss_of, one, params, stats, x))
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         np.testing.assert_allclose(
             found[name], grads[0][name] + grads[1][name] / 8, atol=1e-5, err_msg=name

@@ -9,6 +9,7 @@ from saex.sae import TopAFA
 from saex.sae.losses import eps_lbo
 from saex.sae.selection import norm_cut
 from tests.sae import toy
+from tests.sae.toy import loss_of
 
 D, N = 8, 32
 
@@ -19,11 +20,6 @@ def sample(rows=64, seed=3):
 
 def init(sae):
     return sae.init(jax.random.key(0), {"x": jnp.asarray(sample(256))})
-
-
-def loss_of(sae, params, stats, x, **hyper):
-    hyper = {**sae.hyper(), **hyper}
-    return sae.loss(params, stats, {"x": jnp.asarray(x)}, None, jnp.int32(0), hyper)
 
 
 def nearest(sizes, norm):
@@ -93,7 +89,7 @@ def test_candidates_and_the_dense_way_have_the_same_gradients():
     for capacity in (0, 30):
         sae = TopAFA(D, N, capacity=capacity)
         params, stats = init(sae)
-        grads.append(jax.grad(lambda p: loss_of(sae, p, stats, x)[0])(params))  # noqa: B023
+        grads.append(toy.grads_of(loss_of, sae, params, stats, x))
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         np.testing.assert_allclose(grads[0][name], grads[1][name], atol=1e-5, err_msg=name)
 
@@ -103,10 +99,7 @@ def test_the_norm_loss_pulls_codes_to_the_norm_of_the_row():
     params, stats = init(sae)
     f = expected(params, x)[1]
     short = np.linalg.norm(f, axis=1).mean() < np.linalg.norm(x * params["scale"], axis=1).mean()
-    grads = [
-        jax.grad(lambda p: loss_of(sae, p, stats, x, afa=a)[0])(params)["b_enc"]  # noqa: B023
-        for a in (0.0, 1.0)
-    ]
+    grads = [toy.grads_of(loss_of, sae, params, stats, x, afa=a)["b_enc"] for a in (0.0, 1.0)]
     pull = float(np.sum(grads[1] - grads[0]))
     assert pull < 0 if short else pull > 0
 

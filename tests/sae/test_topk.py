@@ -9,6 +9,7 @@ from saex.sae import SparseCodes, TopK, affine, losses
 from saex.sharding import MeshConfig, make_mesh
 from saex.train.optim import Optim
 from tests.sae import toy
+from tests.sae.toy import loss_of
 
 D, N, K = 8, 32, 4
 
@@ -64,11 +65,6 @@ def test_k_equal_n_is_a_relu_autoencoder():
     np.testing.assert_allclose(sae.encode(params, x).dense(N), np.maximum(p, 0), atol=1e-5)
 
 
-def loss_of(sae, params, stats, x, **hyper):
-    hyper = {**sae.hyper(), **hyper}
-    return sae.loss(params, stats, {"x": jnp.asarray(x)}, None, jnp.int32(0), hyper)
-
-
 def test_the_mean_predictor_scores_one():
     sae, x = TopK(D, N, K, b_dec_init="mean"), sample()
     params, stats = init(sae)
@@ -80,7 +76,7 @@ def test_the_mean_predictor_scores_one():
 def test_only_chosen_latents_get_a_gradient_and_decoder_gradients_are_tangent():
     sae, x = TopK(D, N, K), sample(4)
     params, stats = init(sae)
-    grads = jax.grad(lambda p: loss_of(sae, p, stats, x)[0])(params)
+    grads = toy.grads_of(loss_of, sae, params, stats, x)
     chosen = np.asarray(sae.encode(params, x).dense(N)).any(0)
     assert 0 < chosen.sum() < N
     assert not np.asarray(grads["W_enc"])[~chosen].any()

@@ -33,6 +33,17 @@ def columns(sae, x, seed):
     return {name: made[name]() for name in sae.columns}
 
 
+def loss_of(sae, params, stats, x, **hyper):
+    """(loss, Out) of one batch of rows at step 0."""
+    hyper = {**sae.hyper(), **hyper}
+    return sae.loss(params, stats, {"x": jnp.asarray(x)}, None, jnp.int32(0), hyper)
+
+
+def grads_of(loss_of, sae, params, stats, *args, **kwargs):
+    """Gradients in params of a ``loss_of``."""
+    return jax.grad(lambda p: loss_of(sae, p, stats, *args, **kwargs)[0])(params)
+
+
 def fit(sae, batches, optim, mesh, steps, seed=0, change=lambda params: params, hyper=None):
     """Train on `batches(i)`, rows or batches; returns (params in numpy, metrics as floats)."""
     from saex.train.state import init_state
