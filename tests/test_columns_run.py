@@ -34,7 +34,10 @@ def settings(folder, name, **changes):
 
 
 SLOW = ("crosscoder", "skip_transcoder")  # the others show as much
-EACH = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else []) for n in sorted(CASES)]
+EACH = [
+    pytest.param(n, marks=pytest.mark.slow if n in SLOW else pytest.mark.methods)
+    for n in sorted(CASES)
+]
 
 
 @pytest.mark.parametrize("name", EACH)

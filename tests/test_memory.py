@@ -19,7 +19,11 @@ CASES = {  # a dictionary, rows, a mesh: each is at its largest in another momen
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("auxk", "fsdp, latents split", "candidates of AuxK")  # the others cover the moments
+EACH = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else []) for n in CASES]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_prediction_is_within_a_tenth_of_the_compiled_program(name):
     sae, batch, mesh = CASES[name]
     program = compiled.train_step(sae, batch, mesh)

@@ -66,6 +66,7 @@ def test_other_tokens_are_refused(tmp_path):
         next(folder(tmp_path).chunks("train", 32, Words))
 
 
+@pytest.mark.methods
 def test_a_guided_run_reads_the_labels(tmp_path):
     (tmp_path / "code").mkdir()
     folder(tmp_path / "code")

@@ -224,7 +224,10 @@ def test_samples_have_the_probabilities_of_the_model(params, tokens):
     assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / 4000)
 
 
-@pytest.mark.parametrize("spec", [jax.P(), jax.P("data"), jax.P(("data", "model"))], ids=str)
+SLOW = [pytest.param(s, marks=pytest.mark.slow) for s in (jax.P(), jax.P(("data", "model")))]
+
+
+@pytest.mark.parametrize("spec", [jax.P("data"), *SLOW], ids=str)
 def test_explicit_mesh_with_replicated_and_sharded_batches(params, spec):
     tokens = np.random.default_rng(2).integers(0, 257, (8, 12)).astype(np.int32)
     site = "blocks.1.resid_post"

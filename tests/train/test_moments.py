@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from saex.sae import TopK
 from saex.sharding import MeshConfig, make_mesh
@@ -50,6 +51,7 @@ def losses(moments, mesh):
     return np.array([m["loss"] for m in history])
 
 
+@pytest.mark.slow
 def test_training_is_as_good_and_the_same_on_a_mesh():
     full, half = losses("float32", MeshConfig()), losses("bfloat16", MeshConfig())
     assert full[-1] < 0.7 * full[0]
