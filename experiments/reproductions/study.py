@@ -1,0 +1,273 @@
+"""What the studies of this folder share: rows, training, scores, and the record of a verdict.
+
+A study is a file with a ``STUDY`` and a ``run(small) -> Found``; ``python FILE`` runs it, writes
+``results/NAME.json`` (and the figure beside it), and ``python table.py`` makes
+docs/reproductions.md of all records. ``--small`` is a minute that shows nothing but that it runs.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from saex.data import Stdlib, Store
+from saex.data.stream import cast
+from saex.evals import CrossEntropy, HeldOut, Rows
+from saex.harvest import Harvest, harvest
+from saex.models import PocketLM
+from saex.sharding import MeshConfig, make_mesh
+from saex.train.optim import Optim
+from saex.train.state import init_state
+from saex.train.step import hyper_arrays, make_step
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "benchmarks"))
+from measure import where  # noqa: E402
+
+RESULTS, STORES = HERE / "results", pathlib.Path("runs/reproductions")
+SITE = "blocks.1.resid_post"
+Columns = Mapping[str, np.ndarray]
+Batches = Callable[[int], Columns]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is claimed and how it is judged, written before it is run.
+
+    Fields:
+      methods: rows of ``saex.sae.SAES``. claim: one sentence. source: the paper.
+      paper: its figure. own_text: whether the method's description here comes from the paper's
+        own text; if not the verdict is "our reading".
+      baseline: what it is compared with, and how both were tuned.
+      says_no_if: the condition under which the claim does not hold.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    claim: str
+    source: str
+    paper: str
+    own_text: bool
+    baseline: str
+    says_no_if: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What came out.
+
+    Fields:
+      holds: whether ``says_no_if`` did not come true. ours: our figure, one line, with spreads.
+      why: one or two sentences. runs: every run's settings, seed and scores.
+      control: of a "no": what the method did where it must win; else "".
+    """
+
+    holds: bool
+    ours: str
+    why: str
+    runs: list[dict[str, Any]]
+    control: str = ""
+
+
+def main(study: Study, run: Callable[[bool], Found]) -> None:
+    """Run a study and write its record; a small run writes nothing."""
+    parser = argparse.ArgumentParser(description=study.claim)
+    parser.add_argument("--small", action="store_true", help="a minute, to see that it runs")
+    small = parser.parse_args().small
+    started = time.perf_counter()
+    found = run(small)
+    record = dataclasses.asdict(study) | dataclasses.asdict(found) | where()
+    record |= {"jax": jax.__version__, "seconds": round(time.perf_counter() - started)}
+    record["verdict"] = verdict(study, found)
+    if not small:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{study.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{record['verdict']} ({record['seconds']} s): {found.ours}\n{found.why}")
+
+
+def verdict(study: Study, found: Found) -> str:
+    said = "holds" if found.holds else "does not hold"
+    return said if study.own_text else f"our reading: {said}"
+
+
+def told(values: Sequence[float], form: str = ".4f") -> str:
+    """Mean ± standard deviation over seeds."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):{form}} ± {spread:{form}}"
+
+
+def beyond(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether every seed's a is below every seed's b: an effect beyond the spread of seeds."""
+    return max(a) < min(b)
+
+
+def at_l0(points: Sequence[tuple[float, float]], l0: float) -> float:
+    """FVU at an L0, between the (l0, fvu) of one method, linear in logarithms.
+
+    Raises:
+      ValueError: the points do not reach to that L0.
+    """
+    x, y = np.log(np.asarray(sorted(points), np.float64)).T
+    if not x[0] <= np.log(l0) <= x[-1]:
+        raise ValueError(f"L0 {l0} lies outside of {sorted(points)}: sweep the penalty wider")
+    return float(np.exp(np.interp(np.log(l0), x, y)))
+
+
+# ------------------------------------------------------------------------------------------ training
+
+
+def shuffled(columns: Columns, batch: int, seed: int) -> Batches:
+    """Batches of rows in memory, in another random order each epoch."""
+    count = len(next(iter(columns.values())))
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng([seed, 3, epoch]).permutation(count)
+
+    def batches(step: int) -> Columns:
+        epoch, i = divmod(step, count // batch)
+        rows = np.sort(order(epoch)[i * batch : (i + 1) * batch])
+        return {name: column[rows] for name, column in columns.items()}
+
+    return batches
+
+
+def trained(
+    sae: Any, batches: Batches, *, steps: int, lr: float, seed: int, sample: Columns | None = None
+) -> tuple[Any, list[dict[str, float]]]:
+    """(params, metrics of each step) of saex's own training step on one device.
+
+    ``sample`` (by default the batch that would come after the last) initialises the dictionary.
+    """
+    optim, mesh = Optim(lr=lr), make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        first = {k: jnp.asarray(v) for k, v in (sample or batches(steps)).items()}
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+        state = init_state(sae, optim.transformation(), key, first, mesh, "tp")
+        step_fn, hyper = make_step(sae, optim, steps), hyper_arrays(sae, optim, steps)
+        place, history = jax.NamedSharding(mesh, jax.P("data")), []
+        for step in range(steps):
+            batch = {k: jax.device_put(v, place) for k, v in batches(step).items()}
+            state, metrics = step_fn(state, batch, jax.random.key(seed), hyper)
+            history.append(metrics)
+    history = [{k: float(v) for k, v in m.items()} for m in history]
+    if not history[-1]["finite"]:
+        raise RuntimeError(f"{sae}, seed {seed}: not finite")
+    return jax.device_get(state.params), history
+
+
+def codes_of(sae: Any, params: Any, x: np.ndarray, batch: int = 4096) -> np.ndarray:
+    """Dense codes [rows, n] as inference gives them, float32."""
+    encode = jax.jit(lambda p, x: sae.encode(p, x).dense(sae.n))
+    blocks = [np.asarray(encode(params, x[i : i + batch])) for i in range(0, len(x), batch)]
+    return np.concatenate(blocks)
+
+
+def scores(
+    sae: Any, params: Any, x: np.ndarray, y: np.ndarray | None = None, batch: int = 4096
+) -> dict[str, float]:
+    """Held-out scores in raw units, in inference mode.
+
+    fvu: sum ||y - y'||^2 / sum ||y - mean||^2 (y: what shall be reconstructed, by default x).
+    l0: mean of active latents. dead: share of latents that never fire in these rows.
+    relative_bias: sum ||y'||^2 / sum y.y'; below 1: shrunk.
+    """
+    y = x if y is None else y
+
+    @jax.jit
+    def reconstruct(params, x):
+        codes = sae.encode(params, x)
+        return sae.decode(params, codes), codes.dense(sae.n) != 0
+
+    residual = active = size = overlap = 0.0
+    fired = np.zeros(sae.n, bool)
+    for i in range(0, len(x), batch):
+        got, on = map(np.asarray, reconstruct(params, x[i : i + batch]))
+        want = y[i : i + batch]
+        residual += np.sum(np.square(want - got), dtype=np.float64)
+        size += np.sum(np.square(got), dtype=np.float64)
+        overlap += np.sum(want * got, dtype=np.float64)
+        active += on.sum()
+        fired |= on.any(0)
+    centred = np.sum(np.square(y - y.mean(0, dtype=np.float64)), dtype=np.float64)
+    return {
+        "fvu": float(residual / centred),
+        "l0": float(active / len(x)),
+        "dead": 1 - float(fired.mean()),
+        "relative_bias": float(size / overlap),
+    }
+
+
+# -------------------------------------------------------------------------- activations of pocket-lm
+
+
+def pocket(
+    sites: Sequence[str] = (SITE,), rows: int = 200_000, heldout: int = 50_000, **how: Any
+) -> tuple[Store, Store]:
+    """(training, held-out) stores of pocket-lm on the standard library, harvested once.
+
+    ``how``: further fields of ``Harvest``, for instance ``gradients``.
+    """
+    cfg = Harvest(sites=tuple(sites), rows=rows, heldout_rows=heldout, **how)
+    extra = [f"{k}-{v}" for k, v in how.items()]
+    folder = STORES / "-".join([*sites, *extra, str(rows)]).replace("/", "_")
+    model, params = PocketLM().load()
+    train, held = (
+        harvest(model, params, Stdlib(), split, folder / split, cfg)
+        for split in ("train", "heldout")
+    )
+    return train, held
+
+
+def read(store: Store, **columns: str) -> dict[str, np.ndarray]:
+    """Whole columns in memory, activations float32, without position 0: name in a batch -> array.
+
+    ``read(store, x=SITE)``
+    """
+    kept = store.read("position") > 0
+    found = {name: store.read(column)[kept] for name, column in columns.items()}
+    floats = {k: v for k, v in found.items() if v.dtype.kind not in "iub"}
+    return {**found, **{k: cast(v, np.dtype(np.float32)) for k, v in floats.items()}}
+
+
+def downstream(sae: Any, params: Any, heldout: Store, site: str = SITE) -> dict[str, float]:
+    """Cross-entropy of pocket-lm with the reconstruction in place, ``saex.evals.CrossEntropy``."""
+    model, weights = PocketLM().load()
+    held = HeldOut(Rows(heldout, site, skip_positions=(0,)), model, weights)
+    return CrossEntropy().run(sae, params, held)
+
+
+# ------------------------------------------------------------------------------------------- figures
+
+
+def axes(title: str, x: str, y: str, columns: int = 1) -> Any:
+    """(figure, axes) in the one style of these studies; ``save`` writes it."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.hashsalt": "saex", "font.size": 9, "axes.grid": True,
+                            "grid.alpha": 0.3, "axes.spines.top": False,
+                            "axes.spines.right": False, "svg.fonttype": "none"}  # fmt: skip
+    import matplotlib.pyplot as plt
+
+    figure, found = plt.subplots(1, columns, figsize=(4.2 * columns, 3.2), layout="constrained")
+    for axis in np.atleast_1d(found):
+        axis.set(xlabel=x, ylabel=y)
+    figure.suptitle(title, fontsize=10)
+    return figure, found
+
+
+def save(figure: Any, name: str) -> None:
+    """Write ``results/NAME.svg``."""
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / f"{name}.svg", metadata={"Date": None})
