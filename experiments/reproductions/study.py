@@ -123,7 +123,7 @@ def at_l0(points: Sequence[tuple[float, float]], l0: float) -> float:
     return float(np.exp(np.interp(np.log(l0), x, y)))
 
 
-# ------------------------------------------------------------------------------------------ training
+# ----------------------------------------------------------------------------------------- training
 
 
 def shuffled(columns: Columns, batch: int, seed: int) -> Batches:
@@ -208,7 +208,7 @@ def scores(
     }
 
 
-# -------------------------------------------------------------------------- activations of pocket-lm
+# ------------------------------------------------------------------------ activations of pocket-lm
 
 
 def pocket(
@@ -247,7 +247,7 @@ def downstream(sae: Any, params: Any, heldout: Store, site: str = SITE) -> dict[
     return CrossEntropy().run(sae, params, held)
 
 
-# ------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------ figures
 
 
 def axes(title: str, x: str, y: str, columns: int = 1) -> Any:
