@@ -208,6 +208,29 @@ def scores(
     }
 
 
+def tried(
+    name: str,
+    sae: Any,
+    train: np.ndarray,
+    test: np.ndarray,
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    batch: int = 1024,
+    **settings: Any,
+) -> dict[str, Any]:
+    """One run for ``Found.runs``: trained on the rows of one array, scored on those of another."""
+    batches = shuffled({"x": train}, batch, seed)
+    params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed)
+    return {"method": name, **settings, "lr": lr, "seed": seed, **scores(sae, params, test)}
+
+
+def of(runs: Sequence[Mapping[str, Any]], score: str, **which: Any) -> list[float]:
+    """A score of the runs with these settings, in their order."""
+    return [run[score] for run in runs if all(run.get(k) == v for k, v in which.items())]
+
+
 # ------------------------------------------------------------------------ activations of pocket-lm
 
 
