@@ -218,17 +218,42 @@ def tried(
     lr: float,
     seed: int,
     batch: int = 1024,
+    finish: Callable[[Any], Any] = lambda params: params,
     **settings: Any,
 ) -> dict[str, Any]:
-    """One run for ``Found.runs``: trained on the rows of one array, scored on those of another."""
+    """One run for ``Found.runs``: trained on the rows of one array, scored on those of another.
+
+    ``finish``: what is done to the params in between. ``settings`` are noted in the run.
+    """
     batches = shuffled({"x": train}, batch, seed)
     params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed)
+    params = finish(params)
     return {"method": name, **settings, "lr": lr, "seed": seed, **scores(sae, params, test)}
 
 
 def of(runs: Sequence[Mapping[str, Any]], score: str, **which: Any) -> list[float]:
     """A score of the runs with these settings, in their order."""
     return [run[score] for run in runs if all(run.get(k) == v for k, v in which.items())]
+
+
+# ------------------------------------------------------------------------------- rows that are sums
+
+
+def directions(features: int, d: int, seed: int = 0) -> np.ndarray:
+    """Random unit rows [features, d]."""
+    rows = np.random.default_rng([seed, 11]).normal(size=(features, d))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def sums(
+    D: np.ndarray, rows: int, active: int | np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(x, codes) with x = codes D: ``active`` features (a number, or one a row), sizes 0.5..1.5."""
+    rng = np.random.default_rng([seed, 13])
+    rank = rng.random((rows, len(D))).argsort(axis=1)
+    on = rank < np.reshape(active, (-1, 1))
+    codes = np.where(on, rng.uniform(0.5, 1.5, rank.shape), 0).astype(np.float32)
+    return codes @ D, codes
 
 
 # ------------------------------------------------------------------------ activations of pocket-lm
@@ -261,6 +286,14 @@ def read(store: Store, **columns: str) -> dict[str, np.ndarray]:
     found = {name: store.read(column)[kept] for name, column in columns.items()}
     floats = {k: v for k, v in found.items() if v.dtype.kind not in "iub"}
     return {**found, **{k: cast(v, np.dtype(np.float32)) for k, v in floats.items()}}
+
+
+def pocket_rows(small: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the default site: for training, for choosing among settings, and for scores."""
+    train, held = pocket(rows=20_000, heldout=6000) if small else pocket()
+    x, held_out = read(train, x=SITE)["x"], read(held, x=SITE)["x"]
+    some = len(held_out) // 5
+    return x, held_out[:some], held_out[some:]
 
 
 def downstream(sae: Any, params: Any, heldout: Store, site: str = SITE) -> dict[str, float]:

@@ -1,0 +1,55 @@
+"""Methods at one L0, whether they have a k or a penalty: what several studies here share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from study import at_l0, tried
+
+from saex.sae import SAES
+from saex.sae.transform import estimate_threshold
+
+BATCH, SEEDS, LRS = 512, (1, 2, 3), (2e-3, 5e-3)
+# What a run of some 200,000 rows asks of each method; the defaults are for billions.
+SHORT: dict[str, dict[str, Any]] = {
+    "topk": {"dead_after_tokens": 50_000},
+    "batch_topk": {"dead_after_tokens": 50_000},
+    "relu": {"l1_warmup_steps": 40},
+    "gated": {"l1_warmup_steps": 40},
+    "jump_relu": {"l0_warmup_steps": 40, "bandwidth": 0.03, "threshold": 0.03, "capacity": 0},
+}
+
+
+def fitted(
+    name: str, setting: Mapping[str, Any], train: np.ndarray, test: np.ndarray, n: int, **how: Any
+) -> dict[str, Any]:
+    """One run of a method; ``how``: steps, lr, seed. BatchTopK's threshold is set to give its k."""
+    if name == "batch_topk":
+        setting = {**setting, "capacity": setting["k"]}
+    sae = SAES[name](train.shape[1], n, **SHORT[name], **setting)
+
+    def finish(params):
+        if name != "batch_topk":
+            return params
+        return {**params, "threshold": estimate_threshold(sae, params, jnp.asarray(train[:8192]))}
+
+    return tried(name, sae, train, test, batch=BATCH, finish=finish, **setting, **how)
+
+
+def best_rate(
+    name: str, settings: Sequence[Mapping[str, Any]], l0: float, *args: Any, **how: Any
+) -> float:
+    """The one of ``LRS`` with less FVU at an L0: of a k, or between two penalties."""
+
+    def fvu(lr: float) -> float:
+        return read_at([fitted(name, s, *args, lr=lr, seed=0, **how) for s in settings], "fvu", l0)
+
+    return min(LRS, key=fvu)
+
+
+def read_at(runs: Sequence[Mapping[str, Any]], score: str, l0: float) -> float:
+    """A score (above 0) of one seed's runs at an L0: of the only one, or between them."""
+    if len(runs) == 1:
+        return runs[0][score]
+    return at_l0([(run["l0"], run[score]) for run in runs], l0)
