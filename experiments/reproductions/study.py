@@ -12,6 +12,7 @@ import json
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -206,6 +207,13 @@ def scores(
         "dead": 1 - float(fired.mean()),
         "relative_bias": float(size / overlap),
     }
+
+
+def compile_once() -> None:
+    """Let runs that differ in nothing but seed or rate share their compiled programs."""
+    jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="saex-studies-"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def tried(
