@@ -23,7 +23,7 @@ import numpy as np
 
 from saex.data import Stdlib, Store
 from saex.data.stream import cast
-from saex.evals import CrossEntropy, HeldOut, Rows
+from saex.evals import Constant, CrossEntropy, HeldOut, OfDictionary, Reconstruction, Rows
 from saex.harvest import Harvest, harvest
 from saex.models import PocketLM
 from saex.sharding import MeshConfig, make_mesh
@@ -309,6 +309,31 @@ def downstream(sae: Any, params: Any, heldout: Store, site: str = SITE) -> dict[
     model, weights = PocketLM().load()
     held = HeldOut(Rows(heldout, site, skip_positions=(0,)), model, weights)
     return CrossEntropy().run(sae, params, held)
+
+
+def held_out(heldout: Store, site: str = SITE, target: str | None = None) -> HeldOut:
+    """Rows, text and pocket-lm for ``saex.evals``; ``target``: what a transcoder predicts."""
+    rows = Rows(heldout, site, skip_positions=(0,), target=target)
+    return HeldOut(rows, *PocketLM().load())
+
+
+def reconstructed(sae: Any, params: Any, held: HeldOut, rows: int = 32_768) -> dict[str, float]:
+    """FVU, L0 and relative bias, with the inputs as ``decode``'s context (skip paths, norms)."""
+    found = Reconstruction(rows).run(sae, params, held)
+    return {name: found[name] for name in ("fvu", "l0", "relative_bias")}
+
+
+def in_place(
+    dictionaries: Mapping[Any, tuple[Any, Any]], held: HeldOut, contexts: int = 64
+) -> dict[Any, float]:
+    """Nats per token that each (sae, params) costs in place of the site or target.
+
+    All read the same contexts, so differences are paired; "mean" is what the mean there costs.
+    """
+    variants = {name: OfDictionary(*one) for name, one in dictionaries.items()}
+    variants["mean"] = Constant(held.mean)
+    nats, _, _ = CrossEntropy(contexts).score(variants, held)
+    return {name: nats[name] - nats["clean"] for name in variants}
 
 
 # ------------------------------------------------------------------------------------------ figures
