@@ -6,10 +6,12 @@ docs/reproductions.md of all records. ``--small`` is a minute that shows nothing
 """
 
 import argparse
+import atexit
 import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 import statistics
 import sys
 import tempfile
@@ -211,7 +213,9 @@ def scores(
 
 def compile_once() -> None:
     """Let runs that differ in nothing but seed or rate share their compiled programs."""
-    jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="saex-studies-"))
+    folder = tempfile.mkdtemp(prefix="saex-studies-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
