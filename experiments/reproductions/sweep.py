@@ -18,23 +18,31 @@ SHORT: dict[str, dict[str, Any]] = {
     "relu": {"l1_warmup_steps": 40},
     "gated": {"l1_warmup_steps": 40},
     "jump_relu": {"l0_warmup_steps": 40, "bandwidth": 0.03, "threshold": 0.03, "capacity": 0},
+    "jump_relu_tanh": {"initial_l0": 128},
 }
+# "l0" in a run is what came out
+PENALTIES = {"relu": "l1", "gated": "l1", "jump_relu": "l0", "jump_relu_tanh": "sparsity"}
 
 
 def fitted(
     name: str, setting: Mapping[str, Any], train: np.ndarray, test: np.ndarray, n: int, **how: Any
 ) -> dict[str, Any]:
     """One run of a method; ``how``: steps, lr, seed. BatchTopK's threshold is set to give its k."""
-    if name == "batch_topk":
-        setting = {**setting, "capacity": setting["k"]}
-    sae = SAES[name](train.shape[1], n, **SHORT[name], **setting)
+    narrow = {"capacity": setting["k"]} if name == "batch_topk" else {}  # few latents: densely
+    sae = SAES[name](train.shape[1], n, **{**SHORT[name], **narrow, **setting})
 
     def finish(params):
         if name != "batch_topk":
             return params
         return {**params, "threshold": estimate_threshold(sae, params, jnp.asarray(train[:8192]))}
 
-    return tried(name, sae, train, test, batch=BATCH, finish=finish, **setting, **how)
+    told = noted(name, setting)
+    return tried(name, sae, train, test, batch=BATCH, finish=finish, **told, **how)
+
+
+def noted(name: str, setting: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting as runs have it."""
+    return {"penalty" if k == PENALTIES.get(name) else k: v for k, v in setting.items()}
 
 
 def best_rate(
