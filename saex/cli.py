@@ -117,7 +117,7 @@ def _train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int | 
         return 0
     if not args.workdir:
         raise configs.ConfigError("--workdir=DIR is needed: the folder that the run writes into")
-    _use_devices(config.mesh.size)
+    _use_devices(config.mesh.size, config.live.devices)
     from saex import distributed, loop
     from saex.evals import table
 
@@ -215,15 +215,15 @@ def _store(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     print(json.dumps(tools.info(store), indent=1) if args.json else tools.info_table(store))
 
 
-def _use_devices(count: int) -> None:
-    """Join other processes; on a machine without accelerators split the CPU as the mesh asks."""
+def _use_devices(mesh: int, besides: int = 0) -> None:
+    """Join other processes; without accelerators split the CPU as the mesh asks, and `besides`."""
     import jax
 
     from saex import distributed
 
     processes = int(os.environ.get("SAEX_NUM_PROCESSES", "1"))
-    if count > 1:
-        jax.config.update("jax_num_cpu_devices", max(1, count // processes))
+    if (count := mesh // processes + besides) > 1:
+        jax.config.update("jax_num_cpu_devices", count)
     distributed.initialize()
 
 

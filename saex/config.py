@@ -303,8 +303,8 @@ def _set(config: Any, key: str, text: str) -> bool:
     return True
 
 
-# Fields whose keys are columns: the method's, the store's.
-_KEYED = ("config.columns", "config.stream.exclude")
+# Fields whose keys are names that the user gives: of columns, of models.
+_KEYED = ("config.columns", "config.stream.exclude", "config.subject.paths")
 
 
 def _override(mapping: dict[str, Any], key: str, value: Any, where: str) -> None:

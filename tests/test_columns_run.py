@@ -1,11 +1,13 @@
 """Whole runs of methods that read more than one site's rows: harvested, trained, evaluated."""
 
+import jax
 import numpy as np
 import pytest
 
 from saex import load_sae
 from saex.data.store import Store
 from saex.loop import train
+from saex.models import Transformer, load_model, save_model
 from saex.registry import ConfigError
 from tests import runs
 
@@ -66,3 +68,24 @@ def test_wrong_widths_are_told_before_anything_is_harvested(folder):
     ):
         with pytest.raises(ConfigError, match=message):
             train(settings(folder, name, sae=sae), folder / "wrong" / name)
+
+
+@pytest.mark.methods
+def test_a_crosscoder_of_two_models_reads_rows_of_the_same_tokens(folder):
+    late, params = load_model(folder / "model.safetensors")
+    early = Transformer(d_model=16, n_layers=1, n_heads=2, d_mlp=32, context=32)
+    save_model(folder / "early.safetensors", early, early.init(jax.random.key(5)), {})
+    paths = {"early": folder / "early.safetensors", "late": folder / "model.safetensors"}
+    paths = {name: str(path) for name, path in paths.items()}
+    site = f"early.{A}+late.{A}"
+    config = runs.resolve(
+        runs.mapping(folder, sae=CASES["crosscoder"]["sae"] | {"name": "crosscoder"}, site=site)
+        | {"subject": {"name": "several", "paths": paths}, "steps": 6}
+    )
+    result = train(config, folder / "two")
+    store = Store.open(folder / "two" / "store" / "heldout")
+    tokens, position = (store.read(name, 0, 32) for name in ("tokens", "position"))
+    assert position.tolist() == list(range(32)) and np.isfinite(result["fvu"])
+    _, acts = late.run(params, tokens[None], [A])
+    stored = store.read(f"late.{A}", 0, 32).astype(np.float32)
+    np.testing.assert_allclose(stored, acts[A][0], rtol=0.02, atol=0.02)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from saex.models.huggingface import HuggingFace
+from saex.models.several import Several
 from saex.models.transformer import BOS, Edit, Transformer, decode, encode, next_token_nats
 from saex.models.weights import load_model, save_model
 
@@ -47,14 +48,35 @@ class Trained:
         return dataclasses.replace(model, matmul=self.matmul), params
 
 
-MODELS = {"pocket-lm": PocketLM, "trained": Trained, "huggingface": HuggingFace}
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """Transformers of `saex pretrain` over the same tokens, for dictionaries that compare them.
+
+    paths: name -> path, as of `Trained`, or "pocket-lm" for the one of the package. Their sites are
+    `NAME.SITE`. matmul: as of `PocketLM`.
+    """
+
+    paths: dict[str, str] = dataclasses.field(default_factory=dict)
+    matmul: Matmul = "bfloat16"
+
+    def load(self) -> tuple[Several, dict]:
+        """(models, {name: params as fp32 numpy arrays}); errors as of `Trained`."""
+        paths = {n: str(POCKET_LM) if p == "pocket-lm" else p for n, p in self.paths.items()}
+        loaded = {name: Trained(path, self.matmul).load() for name, path in paths.items()}
+        models = Several(tuple((name, model) for name, (model, _) in loaded.items()))
+        return models, {name: params for name, (_, params) in loaded.items()}
+
+
+MODELS = {"pocket-lm": PocketLM, "trained": Trained, "several": Models, "huggingface": HuggingFace}
 
 __all__ = [
     "BOS",
     "MODELS",
     "Edit",
     "HuggingFace",
+    "Models",
     "PocketLM",
+    "Several",
     "Trained",
     "Transformer",
     "decode",

@@ -10,7 +10,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nobody opens a devic
 jax.config.update("jax_platforms", "cpu")  # a TPU's library without a TPU would not start
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def optimised():
     """Compiled as for a run: the other tests' quick compilation is not for these."""
     jax.config.update("jax_disable_most_optimizations", False)
