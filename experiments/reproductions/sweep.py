@@ -3,14 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from study import at_l0, tried
+from study import STORES, at_l0, tried
 
 from saex.sae import SAES
 from saex.sae.transform import estimate_threshold
 
-BATCH, SEEDS, LRS = 512, (1, 2, 3), (2e-3, 5e-3)
+BATCH, SEEDS, LRS = 512, (1, 2, 3), (5e-3, 1e-2)
+# A step's program is the same for all seeds and penalties, and takes as long as 150 steps.
+jax.config.update("jax_compilation_cache_dir", str(STORES / "compiled"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 # What a run of some 200,000 rows asks of each method; the defaults are for billions.
 SHORT: dict[str, dict[str, Any]] = {
     "topk": {"dead_after_tokens": 50_000},
@@ -46,14 +50,19 @@ def noted(name: str, setting: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def best_rate(
-    name: str, settings: Sequence[Mapping[str, Any]], l0: float, *args: Any, **how: Any
+    name: str,
+    settings: Sequence[Mapping[str, Any]],
+    l0: float,
+    *args: Any,
+    rates: Sequence[float] = LRS,
+    **how: Any,
 ) -> float:
-    """The one of ``LRS`` with less FVU at an L0: of a k, or between two penalties."""
+    """The learning rate with the least FVU at an L0: of a k, or between two penalties."""
 
     def fvu(lr: float) -> float:
         return read_at([fitted(name, s, *args, lr=lr, seed=0, **how) for s in settings], "fvu", l0)
 
-    return min(LRS, key=fvu)
+    return min(rates, key=fvu)
 
 
 def read_at(runs: Sequence[Mapping[str, Any]], score: str, l0: float) -> float:
