@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from saex import distributed
 from saex.data.manifest import Column
 from saex.data.quantise import calibrate
 from saex.data.store_merge import columns_there
+from saex.data.store_remote import place
 
 
 def with_scales(
@@ -35,7 +35,7 @@ def with_scales(
     """
     found = dict(columns)
     if distributed.is_main():
-        there = columns_there(Path(path)) or {}
+        there = columns_there(place(path)) or {}
         known = {site: there[site] for site in sites if site in there}
         if len(known) < len(sites):
             known = {site: calibrate(rows) for site, rows in sample().items()}

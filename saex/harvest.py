@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -27,11 +26,12 @@ from saex.contexts import (
     rows_of,
     tokens_of,
 )
+from saex.data import store_remote
 from saex.data.exclude import NORM
-from saex.data.manifest import MANIFEST, Column, StoreError
+from saex.data.manifest import Column, StoreError
 from saex.data.quantise import with_parts
-from saex.data.room import bytes_needed, check_room
-from saex.data.store import Store, load_manifest
+from saex.data.room import bytes_needed, check_room, check_spool
+from saex.data.store import Store, find_manifest
 from saex.data.store_merge import merge_parts
 from saex.data.store_writer import StoreWriter
 from saex.data.text import check_split
@@ -145,7 +145,7 @@ def harvest(
       source: has `documents(split)` and `digest(split)`; if it cuts its contexts itself,
         `chunks(split, context, tokenizer, wanted)` and `token_columns` (name -> dtype).
       split: "train" or "heldout".
-      path: folder of the store.
+      path: of the store: a folder, or a place on an object store (as `StoreWriter` has it).
       cfg: the section.
       sites: sites to harvest, together with those of the section; `SITE.gradient` is one of its
         `gradients`.
@@ -180,7 +180,7 @@ def harvest(
         columns = with_scales(columns, cfg.sites, path, sample)
     if distributed.is_main() or cfg.parts > 1:
         _tell_room(path, columns, cfg, contexts)
-    if cfg.parts > 1 and not (Path(path) / MANIFEST).exists():
+    if cfg.parts > 1 and find_manifest(store_remote.place(path)) is None:
         _write_parts(cfg.parts, open_writer, contexts, run)
         distributed.barrier(f"parts {path}")
         if distributed.is_main():
@@ -226,11 +226,17 @@ def _sample(run: Callable, contexts: Callable) -> dict[str, np.ndarray]:
 
 def _tell_room(path: str | os.PathLike, columns: dict, cfg: Harvest, contexts: Callable) -> None:
     """Logs what the store takes on the disk; refuses what does not fit."""
-    if (Path(path) / MANIFEST).exists() and load_manifest(Path(path)).complete:
+    there = find_manifest(store_remote.place(path))
+    if there is not None and there.complete:
         return
     rows = int(contexts().lengths.sum())
     needed = bytes_needed(columns, rows, cfg.segment_rows, cfg.chunk_rows)
-    told = check_room(path, needed, enforce=cfg.check_room)
+    if store_remote.is_remote(path):
+        most = min(rows, cfg.segment_rows + cfg.batch * cfg.context)
+        told = check_spool(path, bytes_needed(columns, most, most, cfg.chunk_rows), cfg.check_room)
+        told = f"{needed / 1e9:.3f} GB in all, {told}"
+    else:
+        told = check_room(path, needed, enforce=cfg.check_room)
     log.info("%s: %s rows, %s", path, f"{rows:,}", told)
 
 

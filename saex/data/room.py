@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,6 +46,29 @@ def check_room(path: str | os.PathLike, needed: int, enforce: bool = True) -> st
             "take fewer rows or columns (harvest.rows, harvest.sites, harvest.dtype). "
             "harvest.check_room=False (StoreWriter without rows=) begins nevertheless; what is "
             "committed when the disk is full stays whole"
+        )
+    return told
+
+
+def check_spool(path: str | os.PathLike, needed: int, enforce: bool = True) -> str:
+    """What a segment of a store on an object store takes where it is made, as text for a log.
+
+    Args:
+      path: of the store.
+      needed: bytes of the segment.
+      enforce: whether too little room is an error.
+
+    Raises:
+      StoreError: it does not fit.
+    """
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    told = f"{needed / 1e9:.3f} GB at a time in {folder}, {free / 1e9:.3f} GB free there"
+    if enforce and needed > free:
+        raise StoreError(
+            f"the segments of {path} have no room where they are made: {told}. Set TMPDIR to "
+            "another folder, or make them smaller (harvest.segment_rows). "
+            "harvest.check_room=False begins nevertheless"
         )
     return told
 

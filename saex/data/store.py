@@ -294,6 +294,16 @@ class Store:
         return StoreError(report([Damage(file, folder, reason, ((base + lo, base + hi),))]))
 
 
+def find_manifest(path: Path | RemotePath) -> Manifest | None:
+    """The manifest of the store at `path`; None where there is none. Raises StoreError."""
+    file = path / MANIFEST
+    try:
+        there = file.exists()
+    except OSError as err:
+        raise StoreError(f"{file} cannot be read: {err}") from err
+    return load_manifest(path) if there else None
+
+
 def load_manifest(path: Path | RemotePath, name: str = MANIFEST) -> Manifest:
     """Reads and checks `manifest.json` (or a part's) of the store at `path`.
 

@@ -14,10 +14,11 @@ from saex.data.manifest import StoreError
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-def lock_folder(path: Path, name: str) -> IO[str]:
+def lock_folder(path: Path, name: str, where: object = None) -> IO[str]:
     """Makes the folder, locks the file `name` in it, and returns the handle that holds the lock.
 
-    Closing the handle, or the death of the process by any means, ends the lock.
+    Closing the handle, or the death of the process by any means, ends the lock. `where` is the
+    place that messages speak of, if that is not the folder.
 
     Raises:
       StoreError: the folder cannot be written, or another process writes there (it is named).
@@ -33,7 +34,7 @@ def lock_folder(path: Path, name: str) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as err:
         if err.errno not in _NO_LOCKS:
-            raise _taken(path, file) from err
+            raise _taken(where or path, file) from err
     try:
         _sign(file)
     except OSError:
@@ -43,11 +44,16 @@ def lock_folder(path: Path, name: str) -> IO[str]:
 
 def _sign(file: IO[str]) -> None:
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.write(signature())
     file.flush()
 
 
-def _taken(path: Path, file: IO[str]) -> StoreError:
+def signature() -> str:
+    """Who this is, for the message to another writer."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _taken(path: object, file: IO[str]) -> StoreError:
     file.seek(0)
     owner = file.read(200) or "another process"
     file.close()

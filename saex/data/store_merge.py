@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from saex.data.statistics import merge_all
 from saex.data.store import Store, load_manifest
 from saex.data.store_lock import lock_folder
 from saex.data.store_names import Names, part_of
-from saex.data.store_remote import local
+from saex.data.store_remote import RemotePath, place
 
 
 def merge_parts(path: str | os.PathLike) -> Store:
@@ -26,7 +28,10 @@ def merge_parts(path: str | os.PathLike) -> Store:
       StoreError: no part there, one that is missing, not complete, damaged, or of another make
         than the others; another writer in the folder.
     """
-    folder = local(path)
+    folder = place(path)
+    if isinstance(folder, RemotePath):
+        _merge_remote(folder)
+        return Store.open(folder)
     lock = lock_folder(folder, Names().lock)
     try:
         if not (folder / MANIFEST).exists():
@@ -37,16 +42,35 @@ def merge_parts(path: str | os.PathLike) -> Store:
     return Store.open(folder)
 
 
-def columns_there(path: Path) -> dict[str, Column] | None:
+def columns_there(path: Path | RemotePath) -> dict[str, Column] | None:
     """The columns of the store at a path, or of one of its parts; None where there is neither.
 
     Raises:
       StoreError: a manifest that is torn or altered.
     """
-    names = [p.name for p in path.iterdir()] if path.is_dir() else []
+    with _reached(path):
+        names = [p.name for p in path.iterdir()] if path.is_dir() else []
     parts = sorted(name for name in names if part_of(name) is not None)
     found = [MANIFEST] if MANIFEST in names else parts[:1]
     return load_manifest(path, found[0]).columns if found else None
+
+
+def _merge_remote(folder: RemotePath) -> None:
+    """Writes the manifest if there is none; of two who do so at once one writes, without a lock."""
+    with _reached(folder):
+        data, absent = (folder / MANIFEST).read_stamped()
+        if data is None:
+            manifest = concatenate(_parts(folder), str(folder))
+            (folder / MANIFEST).write_bytes(to_json(manifest).encode(), if_equal=absent)
+
+
+@contextmanager
+def _reached(place: Path | RemotePath) -> Iterator[None]:
+    """Raises StoreError, and says where, if the place does not answer."""
+    try:
+        yield
+    except OSError as err:
+        raise StoreError(f"{place} cannot be read or written: {err}. Run it again") from err
 
 
 def concatenate(manifests: dict[str, Manifest], where: str) -> Manifest:
@@ -80,9 +104,10 @@ def concatenate(manifests: dict[str, Manifest], where: str) -> Manifest:
     )
 
 
-def _parts(folder: Path) -> dict[str, Manifest]:
+def _parts(folder: Path | RemotePath) -> dict[str, Manifest]:
     """The manifests of all parts of a folder, by name, in order."""
-    names = {part: n for n in os.listdir(folder) if (part := part_of(n)) is not None}
+    files = [p.name for p in folder.iterdir()]
+    names = {part: n for n in files if (part := part_of(n)) is not None}
     if not names:
         raise StoreError(
             f"{folder} has neither a {MANIFEST} nor parts (manifest.0ofN.json): nothing to merge"

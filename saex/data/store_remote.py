@@ -1,18 +1,19 @@
-"""Stores on object stores (`s3://`, `gs://`): read in place, copied to and from folders.
+"""Names on object stores (`s3://`, `gs://`), with what readers and writers of stores need of them.
 
 Buckets are reached by tensorstore's drivers, which take credentials from where the providers' own
-tools do. `AWS_ENDPOINT_URL` and `AWS_REGION` name a server that is not Amazon's.
+tools do. `AWS_ENDPOINT_URL` and `AWS_REGION` name a server that is not Amazon's,
+`TENSORSTORE_GCS_HTTP_URL` one that is not Google's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-from saex.data.manifest import StoreError
 
 SCHEMES = ("s3", "gs")
 # Attempts at a request, with growing pauses; then it is an error.
@@ -29,20 +30,6 @@ def is_remote(path: str | os.PathLike) -> bool:
     return urlsplit(os.fspath(path)).scheme in SCHEMES
 
 
-def local(path: str | os.PathLike) -> Path:
-    """A folder to write to.
-
-    Raises:
-      StoreError: a place on an object store.
-    """
-    if is_remote(path):
-        raise StoreError(
-            f"{os.fspath(path)}: stores are written to folders. Write one there, and then: "
-            "saex store copy FOLDER s3://bucket/name"
-        )
-    return Path(path)
-
-
 def absolute(path: str | os.PathLike) -> str:
     """The same place from whatever folder it is looked at."""
     return os.fspath(path) if is_remote(path) else str(Path(path).resolve())
@@ -50,7 +37,7 @@ def absolute(path: str | os.PathLike) -> str:
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A name on an object store, with as much of `pathlib.Path` as a reader of stores needs."""
+    """A name on an object store, with as much of `pathlib.Path` as stores need."""
 
     url: str
 
@@ -80,7 +67,8 @@ class RemotePath:
             spec |= {"endpoint": endpoint, "aws_region": os.environ.get("AWS_REGION", "us-east-1")}
         if "AWS_ACCESS_KEY_ID" in os.environ:
             spec["aws_credentials"] = {"type": "environment"}
-        return {**spec, "s3_request_retries": _RETRIES}
+        # Without it a condition on a write is looked at before the write, and not by it.
+        return {**spec, "s3_request_retries": _RETRIES, "use_conditional_write": True}
 
     def is_dir(self) -> bool:
         """Object stores have no folders: True, so that messages say what is missing there."""
@@ -101,10 +89,8 @@ class RemotePath:
           FileNotFoundError: there is no such object.
           OSError: it cannot be read, also not by trying again, or is too short.
         """
-        try:
+        with _as_os_error(self.url):
             found = self._folder().read(self.name, byte_range=slice(start, stop)).result()
-        except ValueError as err:
-            raise OSError(f"{self.url}: {str(err)[:300]}") from err
         if found.state != "value":
             raise FileNotFoundError(f"{self.url} does not exist")
         return found.value
@@ -113,16 +99,64 @@ class RemotePath:
         """The object as text. Raises as `read_bytes`."""
         return self.read_bytes().decode(encoding)
 
-    def write_bytes(self, data: bytes) -> None:
-        """Writes the object, all or nothing. Raises OSError."""
-        try:
-            self._folder().write(self.name, data).result()
-        except ValueError as err:
-            raise OSError(f"{self.url}: {str(err)[:300]}") from err
+    def read_stamped(self) -> tuple[bytes | None, bytes]:
+        """The object's bytes, None where there is none, and its generation, for `write_bytes`.
+
+        Raises:
+          OSError: it cannot be read, also not by trying again.
+        """
+        with _as_os_error(self.url):
+            found = self._folder().read(self.name).result()
+        return (found.value if found.state == "value" else None), found.stamp.generation
+
+    def write_bytes(self, data: bytes, if_equal: bytes | None = None) -> bytes:
+        """Writes the object, all or nothing.
+
+        Args:
+          data: its new content.
+          if_equal: the generation that is to be there (`read_stamped`); nothing is written over
+            another one.
+
+        Returns:
+          The new generation; `b""` if nothing was written.
+
+        Raises:
+          OSError: it cannot be written, also not by trying again.
+        """
+        with _as_os_error(self.url):
+            return self._folder().write(self.name, data, if_equal=if_equal).result().generation
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        """What is directly below this name: objects, and what would be folders. Raises OSError."""
+        return (self / name for name in dict.fromkeys(k.split("/")[0] for k in self._keys()))
+
+    def rmtree(self, names: Collection[str]) -> None:
+        """Deletes all objects below `names`, which are below this one. Raises OSError."""
+        doomed = [k for k in self._keys() if k.split("/")[0] in names] if names else []
+        with _as_os_error(self.url):
+            below = self._below()
+            for pending in [below.write(key, None) for key in doomed]:
+                pending.result()
+
+    def _keys(self) -> list[str]:
+        with _as_os_error(self.url):
+            return [key.decode() for key in self._below().list().result()]
 
     def _folder(self) -> Any:
         """The tensorstore key-value store that this name is in. Raises ValueError."""
+        return RemotePath(self.url.rstrip("/").rsplit("/", 1)[0])._below()
+
+    def _below(self) -> Any:
+        """The tensorstore key-value store of everything below this name. Raises ValueError."""
         import tensorstore as ts
 
-        folder = RemotePath(self.url.rstrip("/").rsplit("/", 1)[0])
-        return ts.KvStore.open(folder.kvstore()).result()
+        return ts.KvStore.open(self.kvstore()).result()
+
+
+@contextlib.contextmanager
+def _as_os_error(url: str) -> Iterator[None]:
+    """Tensorstore's failures as what `pathlib` raises."""
+    try:
+        yield
+    except (ValueError, NotImplementedError) as err:
+        raise OSError(f"{url}: {str(err)[:300]}") from err

@@ -9,6 +9,7 @@ from saex.data.durable import TEMPORARY
 from saex.data.manifest import Manifest, StoreError
 from saex.data.store import load_manifest
 from saex.data.store_names import Names, is_ours
+from saex.data.store_remote import RemotePath
 
 
 def start_from(path: Path, wanted: Manifest, names: Names) -> Manifest:
@@ -22,9 +23,9 @@ def start_from(path: Path, wanted: Manifest, names: Names) -> Manifest:
     found = wanted
     if (path / names.manifest).exists():
         found = load_manifest(path, names.manifest)
-        _check_same(path, found, wanted)
-    elif any(not is_ours(p.name) for p in path.iterdir()):
-        raise StoreError(f"{path} is not empty and not a store; give a new or an empty folder")
+        check_same(path, found, wanted)
+    else:
+        check_empty(path)
     kept = {s.path for s in found.segments}
     for entry in path.iterdir():
         if names.owns(entry.name) and entry.name not in kept:
@@ -34,7 +35,14 @@ def start_from(path: Path, wanted: Manifest, names: Names) -> Manifest:
     return found
 
 
-def _check_same(path: Path, found: Manifest, wanted: Manifest) -> None:
+def check_empty(path: Path | RemotePath) -> None:
+    """Raises StoreError where there is anything that no writer of stores gave its name."""
+    if any(not is_ours(p.name) for p in path.iterdir()):
+        raise StoreError(f"{path} is not empty and not a store; give a new or an empty folder")
+
+
+def check_same(path: Path | RemotePath, found: Manifest, wanted: Manifest) -> None:
+    """Raises StoreError where the store at `path` is of other columns or meta than `wanted`."""
     there = {"columns": found.columns, "chunk_rows": found.chunk_rows, **found.meta}
     here = {"columns": wanted.columns, "chunk_rows": wanted.chunk_rows, **wanted.meta}
     differ = [k for k in sorted({*there, *here}) if there.get(k) != here.get(k)]

@@ -37,7 +37,8 @@ from saex.data.room import bytes_needed, check_room
 from saex.data.statistics import ColumnStats, merge_all, stats_from_json, stats_to_json
 from saex.data.store_lock import lock_folder
 from saex.data.store_names import Names
-from saex.data.store_remote import local
+from saex.data.store_remote import RemotePath, place
+from saex.data.store_remote_writer import Outbox
 from saex.data.store_resume import start_from
 from saex.data.strings import to_json as strings_to_json
 
@@ -80,7 +81,9 @@ class StoreWriter:
         """Opens the folder for writing and removes what killed attempts left in it.
 
         Args:
-          path: folder of the store; made if it is not there.
+          path: folder of the store, made if it is not there; or a place on an object store
+            (`s3://bucket/name`), to which segments are sent from a folder in $TMPDIR, where no
+            more than one lies at a time.
           columns: name -> row shape and dtype.
           meta: JSON object that says how the rows are made; it is part of the store's identity.
           chunk_rows: rows per chunk, the unit that is read and checksummed.
@@ -90,33 +93,38 @@ class StoreWriter:
           non_finite: what `append` does with rows that hold NaN or infinity: "refuse" all that it
             was given, or "drop" these rows and count them (`dropped`).
           rows: how many rows the store will have, if that is known: where the disk has no room for
-            them, nothing is begun.
+            them, nothing is begun. Object stores have room.
 
         Raises:
           StoreError: columns or meta that the format does not allow, or other ones than the store
-            there has; a folder that is no store, cannot be written, has another writer, or lies on
+            there has; a place that is no store, cannot be written, has another writer, or lies on
             a disk without room for the rows.
         """
-        self.path = local(path)
+        self.path = place(path)
         whole = with_parts(columns)
         check_columns(whole)
         if chunk_rows < 1:
             raise StoreError(f"chunk_rows is {chunk_rows}; expected a whole number from 1")
-        if rows is not None:
+        if rows is not None and isinstance(self.path, Path):
             check_room(self.path, bytes_needed(columns, rows, max(1, rows), chunk_rows))
         wanted = Manifest(whole, chunk_rows, _as_json(meta or {}, "meta"))
         self._buffer = RowBuffer(dict(columns), max_buffer_bytes, non_finite == "drop")
         self._names = Names(part)
         self._shuffle: tuple[int, ...] | None = None
-        self._lock = lock_folder(self.path, self._names.lock)
+        remote = self.path if isinstance(self.path, RemotePath) else None
+        self._outbox = Outbox(remote, self._names) if remote else None
+        # Where segments are made: in the store itself, or in a folder that they are sent from.
+        self._work = self._outbox.spool if self._outbox else Path(path)
+        self._lock = lock_folder(self._work, self._names.lock, where=self.path)
         try:
-            self._manifest = start_from(self.path, wanted, self._names)
-            self.missing = [
-                i for i, s in enumerate(self._manifest.segments) if not self._folder(s).is_dir()
-            ]
-            self._parts = [self._read_stats(s) for s in self._manifest.segments]
+            self._manifest = start_from(self._work, wanted, self._names)
+            if self._outbox:
+                self._manifest = self._outbox.start(wanted)
+            segments = self._manifest.segments
+            self._parts = [self._read_stats(s) for s in segments]
+            self.missing = [i for i, s in enumerate(segments) if not self._is_there(i, s)]
         except BaseException:
-            self._lock.close()
+            self.close()
             raise
 
     def __enter__(self) -> StoreWriter:
@@ -127,6 +135,8 @@ class StoreWriter:
 
     def close(self) -> None:
         """Lets go of the folder. Rows that were not committed are dropped."""
+        if self._outbox:
+            shutil.rmtree(self._work, ignore_errors=True)
         self._lock.close()
 
     @property
@@ -187,8 +197,9 @@ class StoreWriter:
             leaves them as they came. A replaced segment needs what it had.
 
         Raises:
-          StoreError: the disk is full or fails. Everything committed before is whole, the rows
-            are still in memory, and `commit` may be tried again.
+          StoreError: the disk is full or fails, or the object store does not answer. Everything
+            committed before is whole, the rows are still in memory, and `commit` may be tried
+            again. Or another writer has been at the object store: run again.
         """
         cursor, self._shuffle = _as_json(cursor, "cursor"), shuffle
         if replace is not None:
@@ -231,8 +242,12 @@ class StoreWriter:
         self._publish(manifest, parts)
         self.missing.remove(place)
 
-    def _folder(self, segment: Segment) -> Path:
+    def _folder(self, segment: Segment) -> Path | RemotePath:
         return self.path / segment.path
+
+    def _is_there(self, place: int, segment: Segment) -> bool:
+        """Whether a segment was not deleted; on object stores, which have no folders, its files."""
+        return bool(self._parts[place]) if self._outbox else self._folder(segment).is_dir()
 
     def _read_stats(self, segment: Segment) -> dict[str, ColumnStats]:
         """A segment's own statistics; {} where its folder is gone."""
@@ -243,18 +258,21 @@ class StoreWriter:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as err:
+            mend = "run again, or if it is damaged " if self._outbox else ""
             raise StoreError(
-                f"{self._folder(segment) / STATS} cannot be read ({err}): delete the folder "
+                f"{self._folder(segment) / STATS} cannot be read ({err}): {mend}delete the folder "
                 f"{self._folder(segment)} and run again, which writes that segment anew"
             ) from err
 
     def _write_segment(self, place: int, cursor: dict) -> tuple[Segment, dict[str, ColumnStats]]:
-        folder = self.path / self._names.segment(place, secrets.token_hex(6))
+        folder = self._work / self._names.segment(place, secrets.token_hex(6))
         try:
             part = self._write_files(folder)
             names = segment_files(self._manifest.columns)
             files = {name: shards.record(folder / name) for name in names}
             sync_folders(folder)
+            if self._outbox:
+                self._outbox.send(folder, names)
         except (OSError, ValueError, StoreError) as err:
             shutil.rmtree(folder, ignore_errors=True)
             raise self._failure(err) from err
@@ -294,22 +312,28 @@ class StoreWriter:
         """Makes `manifest` the store's. On failure the store and this writer are as before."""
         new = {s.path for s in manifest.segments} - {s.path for s in self._manifest.segments}
         try:
-            replace_synced(self.path / self._names.manifest, to_json(manifest))
-        except OSError as err:
+            if self._outbox:
+                self._outbox.publish(to_json(manifest), {s.path for s in manifest.segments}, new)
+            else:
+                replace_synced(self._work / self._names.manifest, to_json(manifest))
+        except (OSError, StoreError) as err:
             for name in new:
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            raise self._failure(err) from err
+                shutil.rmtree(self._work / name, ignore_errors=True)
+            raise err if isinstance(err, StoreError) else self._failure(err) from err
         self._manifest, self._parts = manifest, parts
         if new:  # a commit of no rows keeps the count of the rows that were dropped
             self._buffer.clear()
 
     def _failure(self, err: Exception) -> StoreError:
         need = self._buffer.rows * sum(c.row_bytes for c in self._manifest.columns.values())
-        free = shutil.disk_usage(self.path).free
+        free, where = shutil.disk_usage(self._work).free, "there"
+        mend = "make room"
+        if self._outbox:
+            where, mend = f"in {self._work}", "see to the object store, or make room,"
         return StoreError(
             f"could not write {self.buffered} rows to {self.path}: {shards.brief(err)}. "
-            f"The segment takes {need / 1e6:.1f} MB, {free / 1e6:.1f} MB are free there. "
-            f"The {self.rows} rows committed before are whole: make room and run again, "
+            f"The segment takes {need / 1e6:.1f} MB, {free / 1e6:.1f} MB are free {where}. "
+            f"The {self.rows} rows committed before are whole: {mend} and run again, "
             "it goes on from there."
         )
 

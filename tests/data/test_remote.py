@@ -1,31 +1,23 @@
-"""Stores on an S3 server that the test starts on loopback; needs `pip install moto[server]`."""
+"""Stores on object stores, read and copied; against servers of `saex[servers]` where it says so."""
 
 import collections
 import http.server
-import importlib.util
 import json
 import re
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 
 import numpy as np
 import pytest
 
 from saex import loop
-from saex.data import Column, Store, StoreError, StoreWriter, calibrate, merge_parts, store_remote
+from saex.data import Column, Store, StoreError, StoreWriter, calibrate, store_remote
 from saex.data.split import open_split
 from saex.data.store_copy import copy_store
 from saex.data.store_remote import RemotePath, is_remote
 from saex.data.stream import Stream
 from tests import runs
+from tests.data.servers import EVERY_SCHEME, needs
 
-needs_server = pytest.mark.skipif(
-    importlib.util.find_spec("moto") is None, reason="needs an S3 server: pip install 'saex[s3]'"
-)
 QUANTISED = calibrate(np.sin(np.arange(400.0)[:, None] * np.arange(1, 6)), 0.0, max_outliers=1)
 COLUMNS = {"x": Column((5,)), "n": Column((), "int32"), "q": QUANTISED}
 COLUMNS |= {"label": Column((), "string")}
@@ -42,38 +34,8 @@ def write(path, rows=300):
     return Store.open(path)
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    for name, value in {
-        "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _make_bucket(f"{url}/bucket")
-        yield "s3://bucket"
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _make_bucket(url):
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="PUT"))
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise TimeoutError("the S3 server did not start")
-
-
-@needs_server
-def test_a_store_on_s3_is_the_store_it_was_copied_from(bucket, tmp_path):
+@EVERY_SCHEME
+def test_a_store_on_an_object_store_is_the_store_it_was_copied_from(bucket, tmp_path):
     local = write(tmp_path / "local")
     remote = copy_store(local.path, f"{bucket}/stores/one")
     assert remote.digest == local.digest and remote.rows == 300
@@ -104,7 +66,7 @@ def test_a_store_on_s3_is_the_store_it_was_copied_from(bucket, tmp_path):
         Store.open(f"{bucket}/nothing")
 
 
-@needs_server
+@needs("s3")
 def test_a_run_trains_on_a_store_that_lies_on_s3(bucket, tmp_path):
     columns = {"x": Column((16,)), "document": Column((), "int32")}
     rng = np.random.default_rng(0)
@@ -168,7 +130,7 @@ def flaky(monkeypatch, tmp_path):
     """A server of our own whose failures a test decides; pauses between attempts are short."""
     handler = type("Handler", (Files,), {"root": tmp_path, "seen": collections.Counter()})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
@@ -237,14 +199,6 @@ def test_copies_of_folders(tmp_path):
         copy_store(tmp_path / "a", tmp_path / "c")
     with pytest.raises(StoreError, match=r"has no manifest.json"):
         Store.open(tmp_path / "c")
-
-
-def test_writers_take_folders(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for call in (lambda p: StoreWriter(p, COLUMNS), merge_parts):
-        with pytest.raises(StoreError, match=r"s3://b/x: stores are written to folders. .* copy"):
-            call("s3://b/x")
-    assert not list(tmp_path.iterdir())
 
 
 def test_names_of_object_stores():
