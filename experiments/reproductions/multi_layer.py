@@ -133,7 +133,8 @@ def judge(runs: Any, every: Any, known: dict[str, float]) -> Found:
     why = (
         f"Of a latent's variance over layers {np.mean(of(runs, 'latent')):.3f} (all latents "
         f"together: {np.mean(of(runs, 'total')):.3f}) single tokens have "
-        f"{np.mean(of(runs, 'within')):.3f}, {share:.2f} of what layers dealt at random would give."
+        f"{np.mean(of(runs, 'within')):.3f}, {share:.2f} of what layers dealt at random would give "
+        "(those may repeat, so 1 is not its bound): layers differ within tokens, not between them."
     )
     passed = (
         f"Where each feature is at one random layer of a token: {known['single']:.3f} of firings "
