@@ -1,0 +1,63 @@
+"""saex's methods as ``experiments/methods`` sets them, through its own training step."""
+
+import numpy as np
+from quality_libraries import PREFIXES, Data, Settings, Trained
+from quality_weights import Weights, of_gated
+from study import trained
+
+from saex.sae import SAES
+
+
+def train(method: str, s: Settings, data: Data, value: float, lr: float, seed: int) -> Trained:
+    """Rows go in raw: params hold their scale."""
+    sae = _sae(method, s, value)
+    params, _ = trained(
+        sae, data.batches, steps=s.steps, lr=lr, seed=seed, sample=dict(data.sample)
+    )
+
+    def forward(x: np.ndarray) -> np.ndarray:
+        return np.asarray(sae.decode(params, sae.encode(params, x), x))
+
+    params = {name: np.asarray(v, np.float32) for name, v in params.items()}
+    weights = _weights(method, params, s)
+    scale = float(params["scale"])
+    return Trained(weights.folded(scale, float(params.get("y_scale", scale))), forward)
+
+
+def _sae(method: str, s: Settings, value: float):
+    warm = max(s.steps // 20, 1)
+    own = {
+        "relu": lambda: {"l1": value, "l1_warmup_steps": warm},
+        "gated": lambda: {"l1": value, "l1_warmup_steps": warm},
+        "jump_relu": lambda: {
+            "l0": value,
+            "l0_warmup_steps": s.steps // 2,
+            "bandwidth": 0.03,
+            "threshold": 0.03,
+        },
+        "batch_topk": lambda: {"k": round(value), "threshold_rate": 0.02},
+        "matryoshka": lambda: {"k": round(value), "fractions": PREFIXES},
+        "transcoder": lambda: {"d_out": s.d, "k": round(value), "skip": False},
+        "skip_transcoder": lambda: {"d_out": s.d, "k": round(value)},
+    }.get(method, lambda: {"k": round(value)})()
+    name = "skip_transcoder" if method == "transcoder" else method
+    return SAES[name](d_in=s.d, n=s.n, dead_after_tokens=s.dead_after, **own)
+
+
+def _weights(method: str, p: dict[str, np.ndarray], s: Settings) -> Weights:
+    shared = {"W_dec": p["W_dec"], "b_dec": p["b_dec"], "b_in": p["b_dec"]}
+    if method == "gated":
+        return of_gated(p["W_enc"], p["b_enc"], p["r_mag"], p["b_mag"], **shared)
+    if method in ("relu", "transcoder", "skip_transcoder"):
+        shared["b_in"] = np.zeros(s.d, np.float32)  # nothing is taken from x
+    if method in ("topk", "transcoder", "skip_transcoder"):
+        shared |= {"k": s.l0, "W_skip": p.get("W_skip")}
+    else:
+        shared["threshold"] = _threshold(p, s.n)
+    return Weights(W_enc=p["W_enc"], b_enc=p["b_enc"], **shared)
+
+
+def _threshold(p: dict[str, np.ndarray], n: int) -> np.ndarray:
+    if "log_threshold" in p:
+        return np.exp(p["log_threshold"])
+    return np.broadcast_to(p.get("threshold", np.float32(0)), (n,))
