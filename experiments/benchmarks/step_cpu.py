@@ -1,8 +1,9 @@
 """A whole training step on CPU: saex against the peers' own, side by side in one process.
 
     python experiments/benchmarks/step_cpu.py                    # default malloc
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:\
-glibc.malloc.trim_threshold=8589934592 python experiments/benchmarks/step_cpu.py --out=...tuned
+    T=glibc.malloc
+    GLIBC_TUNABLES=$T.arena_max=1:$T.hugetlb=1:$T.mmap_threshold=8589934592:\
+$T.trim_threshold=8589934592 python experiments/benchmarks/step_cpu.py --out=...tuned
 
 TopK, float32, Adam, AuxK on with nothing dead, firing counts, unit decoder rows where a library has
 them: what each library's own trainer does in a step, on the same rows, which come from a dictionary
