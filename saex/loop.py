@@ -20,7 +20,7 @@ from saex.checkpoint import versions
 from saex.config import Config, differences, recorded_identity, run_hash, to_json
 from saex.data import joined
 from saex.data.split import open_split
-from saex.data.store_remote import absolute
+from saex.data.store_remote import absolute, is_remote
 from saex.evaluate import evaluate_run, report_run, site_rows, store_folder
 from saex.harvest import harvest, is_gradient
 from saex.member import Member, members_of
@@ -62,6 +62,12 @@ def train(
       ConfigError: the workdir is of another configuration.
       Preempted: SIGTERM; the state is saved. NotFinite: the run cannot go on.
     """
+    if is_remote(workdir):
+        raise ConfigError(
+            f"--workdir={workdir}: a workdir is a folder on a disk. Its rows may be on an object "
+            "store: write them there (saex.harvest.harvest, or saex store copy), then give "
+            "--config.store=s3://bucket/name"
+        )
     if config.store is not None:  # a run may be looked at from another folder
         config = dataclasses.replace(config, store=absolute(config.store))
     folder = _claim(config, pathlib.Path(workdir), extend, allow_change)

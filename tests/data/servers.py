@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -100,6 +102,22 @@ class Way:
         self._server.server_close()
 
 
+def _changed(port, path):
+    """Whether a write to GCS has a condition that does not hold: the server does not look at it."""
+    url = urllib.parse.urlsplit(path)
+    query = urllib.parse.parse_qs(url.query)
+    if "ifGenerationMatch" not in query:
+        return False
+    name = urllib.parse.quote(query["name"][0], safe="")
+    place = url.path.removeprefix("/upload")
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{place}/{name}") as answer:
+            found = json.load(answer)["generation"]
+    except urllib.error.HTTPError:
+        found = "0"
+    return query["ifGenerationMatch"] != [found]
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     way = None
 
@@ -109,6 +127,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.way.seen.append(request)
         if self.way.down(*request):
             return self._answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
+        if _changed(self.way.port, self.path):
+            return self._answer(412, {}, b"")
         server = http.client.HTTPConnection("127.0.0.1", self.way.port)
         server.request(*request, body, dict(self.headers))
         answer = server.getresponse()

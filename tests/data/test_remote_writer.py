@@ -18,6 +18,7 @@ from saex.data.store_copy import copy_store
 from saex.data.store_remote import RemotePath
 from saex.harvest import Harvest, harvest
 from saex.models import load_model
+from saex.registry import ConfigError
 from tests import runs
 from tests.data.servers import EVERY_SCHEME, needs
 
@@ -225,7 +226,7 @@ def test_a_manifest_that_was_written_though_the_answer_was_lost(
     assert_whole(url, tmp_path / "local")
 
 
-@needs("s3")
+@EVERY_SCHEME
 def test_of_two_writers_one_is_refused_and_nothing_is_torn(bucket, tmp_path, monkeypatch):
     write(tmp_path / "local")
     url = f"{bucket}/one"
@@ -277,6 +278,13 @@ def test_places_that_are_no_stores_are_refused_and_left_alone(bucket, tmp_path):
         open_writer("s3://no-bucket/one")
     with pytest.raises(StoreError, match=r"part=\(2, 2\)"):
         open_writer(f"{bucket}/one", (2, 2))
+
+
+def test_workdirs_are_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"--workdir=s3://b/run: a workdir is a folder on a disk"):
+        loop.train(runs.config(tmp_path), "s3://b/run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_room_is_asked_for_a_segment_where_it_is_made(tmp_path, monkeypatch):
