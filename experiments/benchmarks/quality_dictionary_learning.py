@@ -32,6 +32,7 @@ def train(method: str, s: Settings, data: Data, value: float, lr: float, seed: i
         trainer.dead_feature_threshold = s.dead_after
     for step in range(s.steps):
         trainer.update(step, torch.from_numpy(data.batches(step)["x"] * np.float32(scale)))
+    data.done()
     weights = _weights(method, trainer.ae, s)
     return Trained(weights.folded(scale, scale), no_grad(trainer.ae, scale, scale))
 

@@ -48,11 +48,13 @@ class Data:
     Fields:
       batches: step -> {"x": [batch, d], "y": [batch, o]} (y of transcoders alone).
       sample: some thousand rows. scales: by column, with which its mean squared norm is 1.
+      done: to be called after the last step, before anything is exported.
     """
 
     batches: Callable[[int], Mapping[str, np.ndarray]]
     sample: Mapping[str, np.ndarray]
     scales: Mapping[str, float]
+    done: Callable[[], None]
 
 
 @dataclasses.dataclass(frozen=True)

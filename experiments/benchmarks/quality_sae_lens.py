@@ -35,6 +35,7 @@ def train(method: str, s: Settings, data: Data, value: float, lr: float, seed: i
             yield torch.from_numpy(data.batches(step)["x"] * np.float32(scale))
 
     peer("sae_lens.training.sae_trainer").SAETrainer(_config(s, lr), sae, provider()).fit()
+    data.done()
     saved = _as_saved(sae)
     return Trained(_weights(method, saved, s).folded(scale, scale), no_grad(saved, scale, scale))
 

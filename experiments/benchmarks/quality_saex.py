@@ -14,6 +14,7 @@ def train(method: str, s: Settings, data: Data, value: float, lr: float, seed: i
     params, _ = trained(
         sae, data.batches, steps=s.steps, lr=lr, seed=seed, sample=dict(data.sample)
     )
+    data.done()
 
     def forward(x: np.ndarray) -> np.ndarray:
         return np.asarray(sae.decode(params, sae.encode(params, x), x))

@@ -32,6 +32,7 @@ def train(
         optimiser.zero_grad()
         if scheduler is not None:
             scheduler.step()
+    data.done()
     if scheduler is None:
         optimiser.eval()  # the schedule-free average, which its trainer saves
     return Trained(_weights(coder, s), no_grad(lambda x: coder(x).sae_out, 1, 1))

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-CLOSE = 1.35  # of the L0 on both sides: between them a line in logarithms is good enough
+# Of the L0 on both sides, or of the nearer and the target: there a line in logarithms is enough.
+CLOSE, VERY_CLOSE = 1.35, 1.03
 Run = Mapping[str, Any]
 
 
@@ -58,28 +59,31 @@ def _between(above: Run, below: Run, target: float) -> float:
     return below["value"] ** (1 - share) * above["value"] ** share
 
 
-def around(runs: Sequence[Run], target: float, l0: str = "l0") -> tuple[Run | None, Run | None]:
+def around(runs: Sequence[Run], target: float) -> tuple[Run | None, Run | None]:
     """(the run with the least L0 that is at least the target, that with the most below it)."""
-    fine = [r for r in runs if r[l0] is not None]
-    above = min((r for r in fine if r[l0] >= target), key=lambda r: r[l0], default=None)
-    return above, max((r for r in fine if r[l0] < target), key=lambda r: r[l0], default=None)
+    fine = [r for r in runs if r["l0"] is not None]
+    above = min((r for r in fine if r["l0"] >= target), key=lambda r: r["l0"], default=None)
+    return above, max((r for r in fine if r["l0"] < target), key=lambda r: r["l0"], default=None)
 
 
 def enclosed(runs: Sequence[Run], target: float) -> bool:
-    """Whether two runs lie close to the target, on both sides."""
+    """Whether runs lie on both sides of the target, close to each other or one very close to it."""
     above, below = around(runs, target)
-    return bool(above and below and above["l0"] <= CLOSE * below["l0"])
+    if not (above and below):
+        return False
+    near = min(above["l0"] / target, target / max(below["l0"], 1e-2))
+    return near <= VERY_CLOSE or above["l0"] <= CLOSE * below["l0"]
 
 
-def read(runs: Sequence[Run], score: str, target: float, l0: str = "l0") -> float | None:
+def read(runs: Sequence[Run], score: str, target: float) -> float | None:
     """A score at an L0, between the nearest runs; None where they are not on both sides.
 
     Linear in the logarithm of L0; of FVU the logarithm too.
     """
-    above, below = around(runs, target, l0)
-    if not (above and below and below[l0] > 0):
+    above, below = around(runs, target)
+    if not (above and below and below["l0"] > 0):
         return None
-    share = math.log(target / below[l0]) / math.log(above[l0] / below[l0])
+    share = math.log(target / below["l0"]) / math.log(above["l0"] / below["l0"])
     if score.endswith("fvu"):
         return below[score] ** (1 - share) * above[score] ** share
     return (1 - share) * below[score] + share * above[score]
