@@ -1,12 +1,14 @@
 """Methods at one L0, whether they have a k or a penalty: what several studies here share."""
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from study import STORES, at_l0, tried
+from study import STORES, at_l0, beyond, of, sums, told, tried
 
 from saex.sae import SAES
 from saex.sae.transform import estimate_threshold
@@ -40,8 +42,8 @@ def fitted(
             return params
         return {**params, "threshold": estimate_threshold(sae, params, jnp.asarray(train[:8192]))}
 
-    told = noted(name, setting)
-    return tried(name, sae, train, test, batch=BATCH, finish=finish, **told, **how)
+    on = noted(name, setting)
+    return tried(name, sae, train, test, batch=BATCH, finish=finish, **on, **how)
 
 
 def noted(name: str, setting: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,3 +72,26 @@ def read_at(runs: Sequence[Mapping[str, Any]], score: str, l0: float) -> float:
     if len(runs) == 1:
         return runs[0][score]
     return at_l0([(run["l0"], run[score]) for run in runs], l0)
+
+
+def control(settings: Mapping[str, Mapping[str, Any]], **lrs: float) -> str:
+    """How methods do where the same k for all rows must lose: rows of 1 to 15 of 64 features.
+
+    The features are orthonormal. Each method has the L0 that its setting gives, TopK that k,
+    rounded up. ``lrs``: learning rates that are not 5e-3.
+    """
+    D = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 64)))[0].astype(np.float32)
+    x = sums(D, 44_000, np.random.default_rng(1).integers(1, 16, 44_000), 0)[0]
+
+    def fvu_and_l0(name, setting):
+        how = {"steps": 500, "lr": lrs.get(name, 5e-3)}
+        runs = [fitted(name, setting, x[:40_000], x[40_000:], 64, seed=s, **how) for s in SEEDS]
+        return of(runs, "fvu"), statistics.mean(of(runs, "l0"))
+
+    parts = []
+    for name, setting in settings.items():
+        found, l0 = fvu_and_l0(name, setting)
+        other, _ = fvu_and_l0("topk", {"k": math.ceil(l0 - 0.05)})
+        verdict = "below" if beyond(found, other) else "not below"
+        parts.append(f"{name} {told(found)} at L0 {l0:.1f}, {verdict} TopK's {told(other)}")
+    return "FVU on rows of 1 to 15 orthonormal features: " + "; ".join(parts)
