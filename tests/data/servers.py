@@ -127,7 +127,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.way.seen.append(request)
         if self.way.down(*request):
             return self._answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
-        if _changed(self.way.port, self.path):
+        if self.command == "POST" and _changed(self.way.port, self.path):
             return self._answer(412, {}, b"")
         server = http.client.HTTPConnection("127.0.0.1", self.way.port)
         server.request(*request, body, dict(self.headers))
