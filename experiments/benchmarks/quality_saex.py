@@ -1,5 +1,7 @@
 """saex's methods as ``experiments/methods`` sets them, through its own training step."""
 
+from typing import Any
+
 import numpy as np
 from quality_libraries import PREFIXES, Data, Settings, Trained
 from quality_weights import Weights, of_gated
@@ -25,24 +27,27 @@ def train(method: str, s: Settings, data: Data, value: float, lr: float, seed: i
     return Trained(weights.folded(scale, float(params.get("y_scale", scale))), forward)
 
 
-def _sae(method: str, s: Settings, value: float):
-    warm = max(s.steps // 20, 1)
-    own = {
-        "relu": lambda: {"l1": value, "l1_warmup_steps": warm},
-        "gated": lambda: {"l1": value, "l1_warmup_steps": warm},
-        "jump_relu": lambda: {
-            "l0": value,
-            "l0_warmup_steps": s.steps // 2,
-            "bandwidth": 0.03,
-            "threshold": 0.03,
-        },
-        "batch_topk": lambda: {"k": round(value), "threshold_rate": 0.02},
-        "matryoshka": lambda: {"k": round(value), "fractions": PREFIXES},
-        "transcoder": lambda: {"d_out": s.d, "k": round(value), "skip": False},
-        "skip_transcoder": lambda: {"d_out": s.d, "k": round(value)},
-    }.get(method, lambda: {"k": round(value)})()
+def _sae(method: str, s: Settings, value: float) -> Any:
     name = "skip_transcoder" if method == "transcoder" else method
+    own = _own(method, s, value)
     return SAES[name](d_in=s.d, n=s.n, dead_after_tokens=s.dead_after, **own)
+
+
+def _own(method: str, s: Settings, value: float) -> dict[str, Any]:
+    """Few latents: capacities are those with which batches are done densely at once."""
+    if method in ("relu", "gated"):
+        return {"l1": value, "l1_warmup_steps": max(s.steps // 20, 1)}
+    if method == "jump_relu":
+        narrow = {"bandwidth": 0.03, "threshold": 0.03, "capacity": 0}
+        return {"l0": value, "l0_warmup_steps": s.steps // 2, **narrow}
+    own: dict[str, Any] = {"k": round(value)}
+    if method in ("batch_topk", "matryoshka"):
+        own |= {"capacity": own["k"], "threshold_rate": 0.02}
+    if method == "matryoshka":
+        own["fractions"] = PREFIXES
+    if method in ("transcoder", "skip_transcoder"):
+        own |= {"d_out": s.d, "skip": method == "skip_transcoder"}
+    return own
 
 
 def _weights(method: str, p: dict[str, np.ndarray], s: Settings) -> Weights:
