@@ -273,6 +273,11 @@ def directions(features: int, d: int, seed: int = 0) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+def orthonormal(d: int, seed: int = 0) -> np.ndarray:
+    """Random orthonormal rows [d, d]: features that do not disturb each other."""
+    return np.linalg.qr(directions(d, d, seed))[0].T
+
+
 def sums(
     D: np.ndarray, rows: int, active: int | np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
