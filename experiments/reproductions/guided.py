@@ -9,6 +9,7 @@ whether it stands in a comment.
 import statistics
 from typing import Any
 
+import numpy as np
 from study import (
     SITE,
     STORES,
@@ -18,12 +19,14 @@ from study import (
     beyond,
     codes_of,
     compile_once,
+    directions,
     main,
     of,
     read,
     save,
     scores,
     shuffled,
+    sums,
     told,
     trained,
 )
@@ -33,6 +36,7 @@ from saex.evals.fms import fms
 from saex.harvest import Harvest, harvest
 from saex.models import PocketLM
 from saex.sae import Guided, TopK
+from saex.sae.guided import detect
 
 STUDY = Study(
     name="guided",
@@ -64,9 +68,31 @@ def run(small: bool) -> Found:
         best = max(found, key=lambda record: record["fms@1"])["lr"]
         found += [one(name, *data, steps, best, seed, small) for seed in seeds]
         runs += [record | {"chosen": record["lr"] == best} for record in found]
+    runs.append(weighed(*data, steps, small))
     if not small:
         draw(runs)
-    return judge(runs, float(data[1]["label"].mean()))
+    return judge(runs, float(data[1]["label"].mean()), control(steps))
+
+
+def weighed(train: Any, test: Any, steps: int, small: bool) -> dict[str, Any]:
+    """Told, not judged: positives, which are few, weigh as much as negatives in all."""
+    rare = float(1 / train["label"].mean() - 1)
+    record = one("guided", train, test, steps, RATES[-1], 0, small, positive_weight=rare)
+    return record | {"chosen": False, "weighed": True}
+
+
+def control(steps: int, d: int = 64, features: int = 128) -> dict[str, float]:
+    """FMS@1 where half of the rows have the concept, a half-space that no feature is."""
+    x, _ = sums(directions(features, d), 20_000, 4, seed=1)
+    label = (x @ directions(1, d, seed=3)[0] > 0).astype(np.int8)
+    out = {}
+    for sae in (Guided(d, features, 4), TopK(d, features, 4)):
+        columns = {"x": x[4000:], "label": label[4000:]}
+        batches = shuffled({column: columns[column] for column in sae.columns}, BATCH, 0)
+        params, _ = trained(sae, batches, steps=steps, lr=1e-2, seed=0)
+        found = fms(codes_of(sae, params, x[:4000]), label[:4000], REMOVED, depth=4)
+        out["guided" if isinstance(sae, Guided) else "topk"] = found["fms@1"]
+    return out
 
 
 def commented(rows: int, heldout: int) -> list[Any]:
@@ -81,16 +107,24 @@ def commented(rows: int, heldout: int) -> list[Any]:
 
 
 def one(
-    name: str, train: Any, test: Any, steps: int, lr: float, seed: int, small: bool
+    name: str, train: Any, test: Any, steps: int, lr: float, seed: int, small: bool, **taught: Any
 ) -> dict[str, Any]:
-    """One run's record: FMS on held-out rows, FVU, and how well the best latent tells."""
+    """One run's record: FMS on held-out rows, FVU, and how well the concept is told.
+
+    told_by_taught: balanced accuracy of the taught latent's sign before ReLU and choice.
+    """
     how = {"d_in": 256, "n": N, "k": K, "dead_after_tokens": 100_000}
-    sae = Guided(**how, concepts=1) if name == "guided" else TopK(**how)
+    sae = Guided(**how, **taught) if name == "guided" else TopK(**how)
     batches = shuffled({column: train[column] for column in sae.columns}, BATCH, seed)
     params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed)
     codes = codes_of(sae, params, test["x"])
     found = fms(codes, test["label"], REMOVED, depth=2 if small else 8)
-    return {"method": name, "lr": lr, "seed": seed, **found, **scores(sae, params, test["x"])}
+    record = {"method": name, "lr": lr, "seed": seed, **taught, **found}
+    if isinstance(sae, Guided):
+        yes = np.asarray(detect(sae, params, test["x"]))[:, 0] > 0.5
+        rates = [float((yes[test["label"] == value] == value).mean()) for value in (0, 1)]
+        record["told_by_taught"] = statistics.mean(rates)
+    return record | scores(sae, params, test["x"])
 
 
 def draw(runs: list[dict[str, Any]]) -> None:
@@ -107,7 +141,7 @@ def draw(runs: list[dict[str, Any]]) -> None:
     save(figure, "guided")
 
 
-def judge(runs: list[dict[str, Any]], share: float) -> Found:
+def judge(runs: list[dict[str, Any]], share: float, known: dict[str, float]) -> Found:
     """FMS@1 and FMS@5 decide."""
     figures = {
         score: [of(runs, score, method=name, chosen=True) for name in METHODS]
@@ -128,7 +162,17 @@ def judge(runs: list[dict[str, Any]], share: float) -> Found:
         f"the tree's root in {roots.count(0)} of {len(roots)} seeds. FVU {fvu}. {share:.3f} of "
         "bytes stand in comments."
     )
-    return Found(holds, ours, why, runs)
+    tells = next(found for found in runs if found.get("weighed"))
+    why += (
+        f" Told alone: with comments weighed as much as all else FMS@1 {tells['fms@1']:.3f}, FMS@5 "
+        f"{tells['fms@5']:.3f}, best latent {tells['latent']}, balanced accuracy "
+        f"{tells['accuracy']:.3f} ({tells['told_by_taught']:.3f} before ReLU and choice)."
+    )
+    passed = (
+        f"A half-space of synthetic rows, as many on both sides: FMS@1 {known['guided']:.3f} "
+        f"guided, {known['topk']:.3f} TopK."
+    )
+    return Found(holds, ours, why, runs, passed)
 
 
 if __name__ == "__main__":
