@@ -78,7 +78,7 @@ def weighed(train: Any, test: Any, steps: int, small: bool) -> dict[str, Any]:
     """Told, not judged: positives, which are few, weigh as much as negatives in all."""
     rare = float(1 / train["label"].mean() - 1)
     record = one("guided", train, test, steps, RATES[-1], 0, small, positive_weight=rare)
-    return record | {"chosen": False, "weighed": True}
+    return {**record, "chosen": False, "weighed": True}
 
 
 def control(steps: int, d: int = 64, features: int = 128) -> dict[str, float]:
@@ -129,13 +129,17 @@ def one(
 
 def draw(runs: list[dict[str, Any]]) -> None:
     """Accuracy of the best threshold on one latent, after the best ones were taken away."""
-    figure, axis = axes("One latent tells a comment", "latents taken away", "balanced accuracy")
-    for name in METHODS:
-        for i, found in enumerate(r for r in runs if r["method"] == name and r["chosen"]):
-            left = [found["accuracy"] - found[f"local@{p}"] / 2 for p in REMOVED]
-            color = "C0" if name == "guided" else "C1"
-            label = {"guided": "guided", "topk": "TopK"}[name] if i == 0 else None
-            axis.plot((0, *REMOVED), (found["accuracy"], *left), f"{color}.-", label=label)
+    figure, axis = axes("A comment by single latents", "latents taken away", "balanced accuracy")
+    picked = {
+        "guided": [r for r in runs if r["method"] == "guided" and r["chosen"]],
+        "TopK": [r for r in runs if r["method"] == "topk" and r["chosen"]],
+        "guided, comments weighed": [r for r in runs if r.get("weighed")],
+    }
+    for color, (label, found) in enumerate(picked.items()):
+        for i, record in enumerate(found):
+            left = [record["accuracy"] - record[f"local@{p}"] / 2 for p in REMOVED]
+            line = (record["accuracy"], *left)
+            axis.plot((0, *REMOVED), line, f"C{color}.-", label=label if i == 0 else None)
     axis.axhline(0.5, color="grey", linewidth=0.8)
     axis.legend()
     save(figure, "guided")
