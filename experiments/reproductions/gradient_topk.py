@@ -120,12 +120,12 @@ def errors(sae: Any, params: Any, test: Any, rows: int = 16_384) -> dict[str, fl
 def control(steps: int, d: int = 64, features: int = 128) -> dict[str, float]:
     """Share of the loss's part of rows that is lost, where the loss sees small features alone.
 
-    Half of the features are four times smaller and all that the gradient, of random sign, points
+    Half of the features are half as large and all that the gradient, of random sign, points
     along: who chooses by effect must keep them.
     """
     rng, rows, k = np.random.default_rng(7), 40_000, 4
     rank = np.stack([rng.random((rows, features // 2)).argsort(1) for _ in range(2)], axis=1)
-    f = np.where(rank < k, rng.uniform(0.5, 1.5, rank.shape), 0) * [[[1.0], [0.25]]]
+    f = np.where(rank < k, rng.uniform(0.5, 1.5, rank.shape), 0) * [[[1.0], [0.5]]]
     f = f.reshape(rows, features)
     D = directions(features, d).astype(np.float64)
     seen = np.where(np.arange(features) < features // 2, 0.0, f)
