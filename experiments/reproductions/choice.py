@@ -80,7 +80,9 @@ def judged(runs: list) -> Found:
             wrong.append(f"{name}'s FVU is not below that of TopK with AuxK at its L0")
     if max(of(runs, "dead", method="feature_choice")) > 0.01:
         wrong.append("Feature Choice has above 1% dead latents")
-    why = "; ".join(wrong) or "In every seed."
+    why = "; ".join(wrong) or "In every seed"
+    few = statistics.mean(of(runs, "dead", method="topk", k=K))
+    why += f". TopK without AuxK has {few:.1%} dead at this width and length of run."
     return Found(not wrong, "; ".join(parts), why, runs, control() if wrong else "")
 
 
