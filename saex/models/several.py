@@ -48,14 +48,14 @@ class Several:
                 raise KeyError(f"no site {wanted!r} in these models: {', '.join(self.sites)}")
         for name, model in self.models:
             prefix = f"{name}."
-            last = stop_at is not None and stop_at.startswith(prefix)
+            last = stop_at if stop_at and stop_at.startswith(prefix) else None
             own = [t.removeprefix(prefix) for t in taps if t.startswith(prefix)]
             logits, found = model.run(
                 params[name],
                 tokens,
                 own,
                 {s.removeprefix(prefix): e for s, e in edits.items() if s.startswith(prefix)},
-                stop_at.removeprefix(prefix) if last else None,
+                last and last.removeprefix(prefix),
             )
             acts |= {prefix + site: x for site, x in found.items()}
             if last:
