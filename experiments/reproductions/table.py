@@ -16,8 +16,8 @@ One row a study: the claim in a sentence, the paper's figure, ours, and the verd
 stands where the method was built without the paper's own text at hand. A study says beforehand when
 it would say no, names its baseline and how that was tuned, and runs at least three seeds; an effect
 counts if it is larger than the spread of the seeds. They are small, minutes on 2 CPU cores: with
-pocket-lm's activations, or data whose features are known. Run in `experiments/reproductions/`,
-`python NAME.py` is one of them, and `python table.py` writes this page.
+pocket-lm's activations, or data whose features are known. With `pip install -e '.[studies]'`,
+`python experiments/reproductions/NAME.py` runs one; `table.py` beside it writes this page.
 """
 
 
