@@ -69,7 +69,7 @@ class Matryoshka:
         if not self.fractions or min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
             raise ValueError(f"fractions={self.fractions}: shares above 0 that sum up to 1")
         sizes = [b - a for a, b in itertools.pairwise((0, *self.prefixes))]
-        if min(sizes) < 1:
+        if min(sizes) < 1 and not self.sampled:
             raise ValueError(f"fractions={self.fractions} of n={self.n} give groups of {sizes}")
 
     @property

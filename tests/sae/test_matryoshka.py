@@ -160,3 +160,4 @@ def test_bad_values_are_refused():
         with pytest.raises(ValueError, match=message):
             Matryoshka(**{"d_in": D, "n": N, "k": K, **changes})
     assert Matryoshka(D, 100, 4).prefixes == (3, 9, 21, 46, 100)
+    assert Matryoshka(D, 20, 2, sampled=10).groups == 10  # its fractions are not used
