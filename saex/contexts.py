@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saex.data import joined
 from saex.data.exclude import NORM
 from saex.data.order import permutation
 from saex.data.text import Chunk, Document, chunk
 from saex.models import gradients
 from saex.models.tokenizer import Bytes
+from saex.registry import ConfigError, choices
 
 if TYPE_CHECKING:
     from saex.harvest import Harvest
@@ -165,6 +167,34 @@ def rows_of(
         **{name: np.asarray(x)[: end - begin, :longest] for name, x in acts.items()},
     }
     return {n: x.reshape(-1, *x.shape[2:])[counts] for n, x in columns.items()}
+
+
+def is_gradient(name: str, model: Any) -> bool:
+    """Whether a column's name says the gradient at one of the model's sites."""
+    return name.endswith(GRADIENT) and name.removesuffix(GRADIENT) in model.sites
+
+
+def sites_of(config: Any, model: Any) -> tuple[str, ...]:
+    """The sites of the subject model that the dictionary's columns are made of.
+
+    Other columns than x may be those that the text comes with: its own, tokens, position, document.
+
+    Raises:
+      ConfigError: a column that neither the model nor the text has.
+    """
+    of_text = {"tokens", "document", "position", *getattr(config.text, "token_columns", {})}
+    named = []
+    for name, column in config.reads.items():
+        if name != "x" and column in of_text:
+            continue
+        for part in joined.parts(column):
+            if part not in model.sites and not is_gradient(part, model):
+                where = "site" if name == "x" else f"columns[{name!r}]"
+                raise ConfigError(
+                    f"config.{where}={part!r}: choose from {choices(part, model.sites)}"
+                )
+            named.append(part)
+    return tuple(dict.fromkeys(named))
 
 
 def make_forward(model: Any, cfg: Harvest) -> Callable:

@@ -22,6 +22,7 @@ from saex.contexts import (
     Contexts,
     choose,
     is_compiled,
+    is_gradient,
     make_forward,
     rows_of,
     tokens_of,
@@ -206,11 +207,6 @@ def settle(model: Any, cfg: Harvest, sites: Sequence[str] = ()) -> Harvest:
     cfg = dataclasses.replace(cfg, sites=sites, gradients=gradients, context=context)
     _check(model, cfg)
     return cfg
-
-
-def is_gradient(name: str, model: Any) -> bool:
-    """Whether a column's name says the gradient at one of the model's sites."""
-    return name.endswith(GRADIENT) and name.removesuffix(GRADIENT) in model.sites
 
 
 def _sample(run: Callable, contexts: Callable) -> dict[str, np.ndarray]:

@@ -18,13 +18,14 @@ import jax
 from saex import distributed, evals, live, metrics
 from saex.checkpoint import versions
 from saex.config import Config, differences, recorded_identity, run_hash, to_json
+from saex.contexts import sites_of
 from saex.data import joined
 from saex.data.split import open_split
 from saex.data.store_remote import absolute, is_remote
 from saex.evaluate import evaluate_run, report_run, site_rows, store_folder
-from saex.harvest import harvest, is_gradient
+from saex.harvest import harvest
 from saex.member import Member, members_of
-from saex.registry import ConfigError, choices, identity
+from saex.registry import ConfigError, identity
 from saex.sharding import make_mesh
 from saex.train import stack
 from saex.train.step import hyper_arrays
@@ -297,7 +298,7 @@ def _stores(config: Config, folder: pathlib.Path, mesh: Any, stop: Any) -> tuple
                 "nothing to harvest; name a store of ready rows by --config.store=DIR"
             )
         model, params = config.subject.load()
-        sites = _sites(config, model)
+        sites = sites_of(config, model)
         _check_width(config, sum(model.sites[part] for part in joined.parts(config.site)))
         given = config, model, params, sites
         if config.live.enabled:
@@ -310,26 +311,6 @@ def _stores(config: Config, folder: pathlib.Path, mesh: Any, stop: Any) -> tuple
             raise ConfigError(f"{store.path} is not complete: run its harvest again to the end")
         _check_width(config, joined.column(store, config.site).shape[0])
     return stores
-
-
-def _sites(config: Config, model: Any) -> tuple[str, ...]:
-    """The sites of the subject model that the dictionary's columns are made of.
-
-    Other columns than x may be those that the text comes with: its own, tokens, position, document.
-    """
-    of_text = {"tokens", "document", "position", *getattr(config.text, "token_columns", {})}
-    named = []
-    for name, column in config.reads.items():
-        if name != "x" and column in of_text:
-            continue
-        for part in joined.parts(column):
-            if part not in model.sites and not is_gradient(part, model):
-                where = "site" if name == "x" else f"columns[{name!r}]"
-                raise ConfigError(
-                    f"config.{where}={part!r}: choose from {choices(part, model.sites)}"
-                )
-            named.append(part)
-    return tuple(dict.fromkeys(named))
 
 
 def _live(config: Config, model: Any, params: Any, sites: Any, path: Any, mesh: Any) -> Any:
