@@ -76,7 +76,8 @@ def judged(runs: list[dict]) -> Found:
     )
     why = (
         f"It costs {price:+.1%} FVU at k itself. TopK is worse than at k when read at "
-        f"{worse or 'none of the larger k (the paper has it worse, and so had this claim as first written)'}; "
+        f"{worse or 'none of the larger k (the paper has it worse, and so had this claim '}"
+        f"{'' if worse else 'as first written)'}; "
         f"at k {WIDTHS[-1]} {np.mean(of(runs, f'l0_{WIDTHS[-1]}', method='topk')):.0f} of its "
         "latents are above 0"
     )
