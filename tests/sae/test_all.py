@@ -155,8 +155,10 @@ def test_gradients_match_finite_differences(sae, params):
         direction = np.random.default_rng(1).normal(size=params[name].shape).astype(np.float32)
         direction /= np.linalg.norm(direction)
         slope = float(np.sum(grads[name] * direction))
-        found = []
+        found, right = [], []
         for step in (1e-3, 1e-4):  # within the larger a latent may switch
             up, down = (loss({**params, name: params[name] + s * direction}) for s in (step, -step))
             found.append((float(up) - float(down)) / (2 * step))
-        assert min(abs(f - slope) for f in found) < 2e-3 + 0.05 * abs(slope), (name, slope, found)
+            rounding = float(jnp.spacing(up)) / step
+            right.append(abs(found[-1] - slope) < 2e-3 + 0.05 * abs(slope) + rounding)
+        assert any(right), (name, slope, found)
