@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +169,37 @@ def rows_of(
         **{name: np.asarray(x)[: end - begin, :longest] for name, x in acts.items()},
     }
     return {n: x.reshape(-1, *x.shape[2:])[counts] for n, x in columns.items()}
+
+
+def in_batches(
+    contexts: Contexts,
+    span: tuple[int, int],
+    batch: int,
+    forward: Callable[[np.ndarray], Mapping[str, Any]],
+    compiled: bool,
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """(index after a batch, its rows) for the contexts of a span.
+
+    Another thread makes them, up to four ahead, so that the model computes while they are written.
+    """
+
+    def passes() -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        running = None  # a device computes one batch while the rows of the one before are taken
+        for begin in range(*span, batch):
+            end = min(begin + batch, span[1])
+            acts = forward(tokens_of(contexts, begin, end, batch, compiled))
+            if running:
+                yield running[1], rows_of(contexts, *running)
+            running = (begin, end, acts)
+        if running:
+            yield running[1], rows_of(contexts, *running)
+
+    source = passes()
+    with ThreadPoolExecutor(1, thread_name_prefix="saex-subject") as pool:
+        coming = deque(pool.submit(next, source, None) for _ in range(4))
+        while (made := coming.popleft().result()) is not None:
+            coming.append(pool.submit(next, source, None))
+            yield made
 
 
 def is_gradient(name: str, model: Any) -> bool:

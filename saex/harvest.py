@@ -21,11 +21,10 @@ from saex.contexts import (
     GRADIENT,
     Contexts,
     choose,
+    in_batches,
     is_compiled,
     is_gradient,
     make_forward,
-    rows_of,
-    tokens_of,
 )
 from saex.data import store_remote
 from saex.data.exclude import NORM
@@ -332,17 +331,8 @@ class _Run:
             self.progress(so_far, self.total, rate)
 
     def _batches(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(index after the batch, its rows), with the next batch computed meanwhile."""
-        running = None
-        for begin in range(start, stop, self.cfg.batch):
-            end = min(begin + self.cfg.batch, stop)
-            tokens = tokens_of(self.contexts, begin, end, self.cfg.batch, self.compiled)
-            ahead = (begin, end, self.forward(self.params, tokens))
-            if running:
-                yield running[1], rows_of(self.contexts, *running)
-            running = ahead
-        if running:
-            yield running[1], rows_of(self.contexts, *running)
+        forward = functools.partial(self.forward, self.params)
+        return in_batches(self.contexts, (start, stop), self.cfg.batch, forward, self.compiled)
 
 
 def _check(model: Any, cfg: Harvest) -> None:
