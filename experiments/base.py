@@ -37,7 +37,7 @@ SAES = {
         "d_in": 256,  # width of the site's activations; no default
         "n": 4096,  # latents; no default
         "k": 32,  # mean of active latents a row
-        "capacity": None,  # candidates a row in training; None: 8 k
+        "capacity": None,  # candidates a row in training; 0: dense; None: 8 k or dense
         "threshold_rate": 0.01,  # weight of a batch in the inference threshold's running mean
         "aux_coefficient": 1 / 32,  # as topk's
         "k_aux": None,  # as topk's
@@ -54,7 +54,7 @@ SAES = {
         "l0_warmup_steps": 10_000,  # steps over which that weight grows from 0
         "bandwidth": 0.001,  # width of the rectangle that thresholds feel; 0.03 for short runs
         "threshold": 0.001,  # of all latents at the start; 0.03 for short runs
-        "capacity": 256,  # candidates a row in training; 0: dense
+        "capacity": None,  # candidates a row in training; 0: dense; None: 256 or dense
         "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
         "normalize": "unit_mean_square",  # as above
         "b_dec_init": "zeros",  # as above
@@ -76,7 +76,7 @@ SAES = {
         "k": 32,  # mean of active latents a row
         "fractions": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32),  # shares of the latents, by group
         "sampled": 0,  # prefixes drawn anew in each step, instead of fractions; 0: none
-        "capacity": None,  # candidates a row in training; None: 8 k
+        "capacity": None,  # candidates a row in training; 0: dense; None: 8 k or dense
         "group_capacity": None,  # slots a row and group in training; None: 2 k
         "threshold_rate": 0.01,  # weight of a batch in the inference threshold's running mean
         "aux_coefficient": 1 / 32,  # as topk's
@@ -174,7 +174,7 @@ SAES = {
         "d_in": 256,  # width of the site's activations; no default
         "n": 4096,  # latents; no default
         "k": 32,  # mean of active latents a row
-        "capacity": None,  # candidates a row in training; None: 8 k
+        "capacity": None,  # candidates a row in training; 0: dense; None: 8 k or dense
         "threshold_rate": 0.01,  # weight of a batch in the inference threshold's running mean
         "aux_coefficient": 1 / 32,  # weight of aux_zipf
         "k_aux": None,  # underused latents that may serve a row; None: as topk's

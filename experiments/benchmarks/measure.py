@@ -32,17 +32,18 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
     return best
 
 
-def saex_step(x: Any, n: int, k: int) -> Callable[[], Any]:
-    """make_step: AuxK, rows since each latent fired, tangent gradients, Adam, unit rows, checks."""
+def saex_step(x: Any, sae: Any) -> Callable[[], Any]:
+    """make_step on one batch: the loss with all it keeps count of, tangent gradients, Adam, unit
+    rows, checks. A call returns the new state and what came out.
+    """
     import jax
 
-    from saex.sae import TopK
     from saex.sharding import MeshConfig, make_mesh
     from saex.train.optim import Optim
     from saex.train.state import init_state
     from saex.train.step import hyper_arrays, make_step
 
-    sae, optim = TopK(d_in=x.shape[1], n=n, k=k), Optim()
+    optim = Optim()
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         batch = {"x": jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))}

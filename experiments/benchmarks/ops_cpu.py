@@ -24,6 +24,7 @@ from saex.kernels.sparse_affine import sparse_affine
 from saex.kernels.sparse_decode import DECODE, DOTS, SCATTER, sparse_decode
 from saex.kernels.sparse_decode.cases import BENCHMARK
 from saex.kernels.topk import IMPLS
+from saex.sae import TopK
 
 HERE = pathlib.Path(__file__).resolve().parent
 HERE_ONLY = ("reference", "cpu")
@@ -151,7 +152,10 @@ def step_calls(b: int, d: int, n: int, k: int) -> Calls:
     loss, gradients, optax.adam and unit rows.
     """
     x = _normal(0, b, d)
-    return {"plain": _plain_step(x, n, k), "cpu": saex_step(np.asarray(x), n, k)}
+    return {
+        "plain": _plain_step(x, n, k),
+        "cpu": saex_step(np.asarray(x), TopK(x.shape[1], n, k=k)),
+    }
 
 
 def _plain_step(x: jax.Array, n: int, k: int) -> Callable[[], Any]:

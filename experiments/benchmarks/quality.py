@@ -248,7 +248,7 @@ class Bench:
             study.held_out(heldout, sites[0], sites[1] if transcoder else None),
         )
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019
+    @functools.lru_cache(maxsize=2)  # noqa: B019 (there is one bench)
     def _ablated(self, transcoder: bool) -> float:
         """Nats with 0 in place: what loss recovered is measured against."""
         held = self.split(transcoder).held

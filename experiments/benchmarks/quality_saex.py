@@ -34,15 +34,14 @@ def _sae(method: str, s: Settings, value: float) -> Any:
 
 
 def _own(method: str, s: Settings, value: float) -> dict[str, Any]:
-    """Few latents: capacities are those with which batches are done densely at once."""
     if method in ("relu", "gated"):
         return {"l1": value, "l1_warmup_steps": max(s.steps // 20, 1)}
     if method == "jump_relu":
-        narrow = {"bandwidth": 0.03, "threshold": 0.03, "capacity": 0}
-        return {"l0": value, "l0_warmup_steps": s.steps // 2, **narrow}
+        short = {"bandwidth": 0.03, "threshold": 0.03}
+        return {"l0": value, "l0_warmup_steps": s.steps // 2, **short}
     own: dict[str, Any] = {"k": round(value)}
     if method in ("batch_topk", "matryoshka"):
-        own |= {"capacity": own["k"], "threshold_rate": 0.02}
+        own["threshold_rate"] = 0.02
     if method == "matryoshka":
         own["fractions"] = PREFIXES
     if method in ("transcoder", "skip_transcoder"):

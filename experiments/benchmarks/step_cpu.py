@@ -31,6 +31,8 @@ import numpy as np
 import torch
 from measure import saex_step, where
 
+from saex.sae import TopK
+
 HERE = pathlib.Path(__file__).resolve().parent
 SHAPES = {  # rows, d, n, k
     "quickstart": (4096, 256, 2048, 32),
@@ -65,7 +67,7 @@ def measure(b: int, d: int, n: int, k: int, rounds: int) -> dict[str, dict[str, 
     """Milliseconds by name: one step of each library, and the floors."""
     x = zipf_rows(b, d)
     calls = {
-        "saex": saex_step(x, n, k),
+        "saex": saex_step(x, TopK(x.shape[1], n, k=k)),
         "sae_lens": sae_lens_step(x, n, k),
         "dictionary_learning": dictionary_learning_step(x, n, k),
         "sparsify": sparsify_step(x, n, k),

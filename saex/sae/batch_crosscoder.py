@@ -56,8 +56,7 @@ class BatchCrosscoder:
         sites.check_widths(self.site_widths, self.d_in)
         affine.check_k(self.k, self.n)
         affine.check_dead_after(self.dead_after_tokens)
-        if self.capacity is not None and self.capacity < self.k:
-            raise ValueError(f"capacity={self.capacity}: at least k={self.k}, or None")
+        selection.check_capacity(self.capacity, self.k)
         if not 0 < self.threshold_rate <= 1:
             raise ValueError(f"threshold_rate={self.threshold_rate}: above 0, at most 1")
 
@@ -133,13 +132,6 @@ class BatchCrosscoder:
         n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(batch["x"])
         x = crosscoder.scaled(params, batch["x"])
         held, N = jax.lax.stop_gradient(self._normed(params))
-        weights = ops.own((x, jnp.zeros((self.d_in,)), held["W_enc"], held["b_enc"]))
-        size = min(self.capacity or 8 * self.k, n)
-        chosen: tuple = encode_topk(*weights, size, self.matmul_dtype)
-        values, cut, exact = selection.top_of_batch(jax.nn.relu(chosen[0]), n, total)
-
-        def sparse(params):
-            return objective(params, affine.used_slots(values, chosen[1]), cut)
 
         def dense(params):
             s = jax.nn.relu(self._scores(self._normed(params)[0], x))
@@ -160,7 +152,19 @@ class BatchCrosscoder:
             lowest = selection.smallest(codes.values)
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, y, lowest)
 
-        loss, (metrics, after, y, lowest) = selection.exactly(exact, sparse, dense, params)
+        size = selection.candidates(self.capacity, 8 * self.k, n, 20)
+        if not size:
+            (loss, aux), exact = dense(params), jnp.bool_(True)
+        else:
+            weights = ops.own((x, jnp.zeros((self.d_in,)), held["W_enc"], held["b_enc"]))
+            chosen: tuple = encode_topk(*weights, size, self.matmul_dtype)
+            values, cut, exact = selection.top_of_batch(jax.nn.relu(chosen[0]), n, total)
+
+            def sparse(params):
+                return objective(params, affine.used_slots(values, chosen[1]), cut)
+
+            loss, aux = selection.exactly(exact, sparse, dense, params)
+        metrics, after, y, lowest = aux
         cut = selection.follow(stats["cut"], lowest, self.threshold_rate)
         metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": cut}
         return loss, Out(metrics, {**after, "cut": cut}, y, {"threshold": cut / N})

@@ -29,7 +29,8 @@ class BatchTopK:
 
     Fields:
       k: mean of active latents a row (a sweep's upper bound).
-      capacity: candidates a row; None: 8 k, at most n.
+      capacity: candidates a row; 0: always densely; None: 8 k, or densely where that is the faster
+        way (``selection.candidates``).
       threshold_rate: weight of a batch in the running mean of the smallest kept value; that value
         falls as batches grow.
       others: as in ``TopK``.
@@ -54,8 +55,7 @@ class BatchTopK:
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
         affine.check_dead_after(self.dead_after_tokens)
-        if self.capacity is not None and self.capacity < self.k:
-            raise ValueError(f"capacity={self.capacity}: at least k={self.k}, or None")
+        selection.check_capacity(self.capacity, self.k)
         if not 0 < self.threshold_rate <= 1:
             raise ValueError(f"threshold_rate={self.threshold_rate}: above 0, at most 1")
 
@@ -114,7 +114,8 @@ class BatchTopK:
             lowest = selection.smallest(codes.values)
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, y, lowest)
 
-        how = self.capacity or 8 * self.k, self.matmul_dtype
+        n = stats["since_fired"].shape[0]
+        how = selection.candidates(self.capacity, 8 * self.k, n, 20), self.matmul_dtype
         loss, aux, exact = selection.of_batch(params, batch["x"], total, *how, objective)
         metrics, stats, y, lowest = aux
         threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)

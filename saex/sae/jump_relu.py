@@ -33,7 +33,8 @@ class JumpReLU:
       l0_target: None, or the L0 to reach: the loss is then l0 * (L0 / l0_target - 1)^2.
       l0_warmup_steps: steps until the full weight (Gemma Scope: 10,000).
       bandwidth: width of the rectangle. threshold: theta at initialisation.
-      capacity: candidates a row; 0: always densely.
+      capacity: candidates a row; 0: always densely; None: 256, or densely where that is the faster
+        way (``selection.candidates``).
       others: as in ``TopK``.
     """
 
@@ -44,7 +45,7 @@ class JumpReLU:
     l0_warmup_steps: int = 10_000
     bandwidth: float = 0.001
     threshold: float = 0.001
-    capacity: int = 256
+    capacity: int | None = None
     dead_after_tokens: int = 10_000_000
     normalize: affine.Normalize = "unit_mean_square"
     b_dec_init: affine.BiasInit = "zeros"
@@ -60,7 +61,7 @@ class JumpReLU:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: a number above 0 is needed")
         for name in ("l0", "l0_warmup_steps", "capacity"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: cannot be negative")
         if self.l0_target is not None and not self.l0_target > 0:
             raise ValueError(f"l0_target={self.l0_target}: a number above 0, or None")
@@ -107,23 +108,6 @@ class JumpReLU:
     ) -> tuple[Any, Out]:
         """Sum of squares plus the weighted count of active latents, of one global batch."""
         ramp = losses.ramp(step, self.l0_warmup_steps)
-        held = jax.lax.stop_gradient(params)
-        p, indices, _, exact = selection.above(
-            affine.scaled(held, batch["x"]),
-            held["b_dec"],
-            held["W_enc"],
-            held["b_enc"],
-            jnp.exp(held["log_threshold"]),
-            max(self.capacity, 1),
-            self.bandwidth / 2,
-            self.matmul_dtype,
-        )
-
-        def sparse(params):
-            encoder = tuple(params[name] for name in ("b_dec", "W_enc", "b_enc"))
-            x, theta = affine.scaled(params, batch["x"]), jnp.exp(params["log_threshold"])
-            scores: Any = chosen_scores(*ops.own((x, *encoder)), p, indices)
-            return objective(params, *self._jump(scores, ops.own(theta)[indices]), indices)
 
         def dense(params):
             x, theta = affine.scaled(params, batch["x"]), jnp.exp(params["log_threshold"])
@@ -143,9 +127,30 @@ class JumpReLU:
             metrics = {"mse": squares, "sparsity": active, **losses.figures(x, x - y, codes, dead)}
             return squares + hyper["l0"] * ramp * active, (metrics, after, y)
 
-        if not self.capacity:
-            exact = jnp.bool_(False)
-        loss, (metrics, stats, y) = selection.exactly(exact, sparse, dense, params)
+        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 48)
+        if not size:
+            (loss, aux), exact = dense(params), jnp.bool_(True)
+        else:
+            held = jax.lax.stop_gradient(params)
+            p, indices, _, exact = selection.above(
+                affine.scaled(held, batch["x"]),
+                held["b_dec"],
+                held["W_enc"],
+                held["b_enc"],
+                jnp.exp(held["log_threshold"]),
+                size,
+                self.bandwidth / 2,
+                self.matmul_dtype,
+            )
+
+            def sparse(params):
+                encoder = tuple(params[name] for name in ("b_dec", "W_enc", "b_enc"))
+                x, theta = affine.scaled(params, batch["x"]), jnp.exp(params["log_threshold"])
+                scores: Any = chosen_scores(*ops.own((x, *encoder)), p, indices)
+                return objective(params, *self._jump(scores, ops.own(theta)[indices]), indices)
+
+            loss, aux = selection.exactly(exact, sparse, dense, params)
+        metrics, stats, y = aux
         metrics["fallback"] = 1 - exact.astype(jnp.float32)
         return loss, Out(metrics, stats, y)
 

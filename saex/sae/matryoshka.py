@@ -132,47 +132,54 @@ class Matryoshka:
         n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(batch["x"])
         ends = self._ends(key)
         held = jax.lax.stop_gradient(params)
-        x = affine.scaled(held, batch["x"])
-        weights = ops.own((x, held["b_dec"], held["W_enc"], held["b_enc"]))
-        size = min(self.capacity or 8 * self.k, n)
-        chosen: tuple = encode_topk(*weights, size, self.matmul_dtype)
-        values, cut, exact = selection.top_of_batch(jax.nn.relu(chosen[0]), n, total)
-        codes = affine.used_slots(values, chosen[1])
-        slots = min(self.group_capacity or 2 * self.k, size)
-        level = _level(codes.indices, n, ends)
-        apart, fits = nested.by_level(codes, level, self.groups, slots)
         aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
-
-        def sparse(params):
-            x = affine.scaled(params, batch["x"])
-            return objective(params, codes, nested.decode_chosen(params, x, apart, self.groups))
 
         def dense(params):
             p = jax.nn.relu(
                 affine.scores(params, affine.scaled(params, batch["x"]), self.matmul_dtype)
             )
-            f = jnp.where(p >= selection.batch_cut(p, total), p, 0)
+            cut = selection.batch_cut(p, total)
+            f = jnp.where(p >= cut, p, 0)
             level = _level(jnp.arange(n), n, ends)
             args = f, level, params["W_dec"], self.groups, self.matmul_dtype
-            return objective(params, DenseCodes(f), nested.decode_dense(*args))
+            return objective(params, DenseCodes(f), nested.decode_dense(*args), cut)
 
-        def objective(params, codes, parts):
+        def objective(params, codes, parts, cut):
             x = affine.scaled(params, batch["x"])
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
             residuals = x[:, None] - parts - params["b_dec"][None, None]
             each = [residuals[:, g] for g in range(self.groups)]
             aux_k, served = affine.aux_alone(params, x, each[-1], dead, *aux)
             mse = stats["mse_scale"] * sum(losses.mse(r) for r in each) / self.groups
-            metrics = {"mse": mse, "aux_k": aux_k, "aux_served": served}
+            metrics = {"mse": mse, "aux_k": aux_k, "aux_served": served, "cut": cut}
             metrics |= {f"fvu_{g + 1}": losses.fvu(x, r) for g, r in enumerate(each[:-1])}
             metrics |= losses.figures(x, each[-1], codes, dead)
             lowest = selection.smallest(codes.values)
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, x - each[-1], lowest)
 
-        exact = exact & fits
-        loss, (metrics, stats, y, lowest) = selection.exactly(exact, sparse, dense, params)
+        size = selection.candidates(self.capacity, 8 * self.k, n, 8)
+        if not size:
+            (loss, found), exact = dense(params), jnp.bool_(True)
+        else:
+            x = affine.scaled(held, batch["x"])
+            weights = ops.own((x, held["b_dec"], held["W_enc"], held["b_enc"]))
+            chosen: tuple = encode_topk(*weights, size, self.matmul_dtype)
+            values, cut, exact = selection.top_of_batch(jax.nn.relu(chosen[0]), n, total)
+            codes = affine.used_slots(values, chosen[1])
+            slots = min(self.group_capacity or 2 * self.k, size)
+            level = _level(codes.indices, n, ends)
+            apart, fits = nested.by_level(codes, level, self.groups, slots)
+
+            def sparse(params):
+                x = affine.scaled(params, batch["x"])
+                parts = nested.decode_chosen(params, x, apart, self.groups)
+                return objective(params, codes, parts, cut)
+
+            exact = exact & fits
+            loss, found = selection.exactly(exact, sparse, dense, params)
+        metrics, stats, y, lowest = found
         threshold = selection.follow(held["threshold"], lowest, self.threshold_rate)
-        metrics |= {"cut": cut, "fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
+        metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
         return loss, Out(metrics, stats, y, {"threshold": threshold})
 
     def project_gradients(self, params: Params, grads: Params) -> Params:

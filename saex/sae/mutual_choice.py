@@ -54,8 +54,7 @@ class MutualChoice:
         affine.check_k(self.k, self.n)
         affine.check_dead_after(self.dead_after_tokens)
         zipf.check(self.underused, self.density_rows, self.law_every)
-        if self.capacity is not None and self.capacity < self.k:
-            raise ValueError(f"capacity={self.capacity}: at least k={self.k}, or None")
+        selection.check_capacity(self.capacity, self.k)
         if not 0 < self.threshold_rate <= 1:
             raise ValueError(f"threshold_rate={self.threshold_rate}: above 0, at most 1")
 
@@ -121,7 +120,9 @@ class MutualChoice:
             lowest = selection.smallest(codes.values)
             return mse + hyper["aux_coefficient"] * aux_zipf, (metrics, after, y, lowest)
 
-        how = hyper["k"] * rows, self.capacity or 8 * self.k, self.matmul_dtype
+        n = stats["since_fired"].shape[0]
+        size = selection.candidates(self.capacity, 8 * self.k, n, 20)
+        how = hyper["k"] * rows, size, self.matmul_dtype
         loss, aux, exact = selection.of_batch(params, batch["x"], *how, objective)
         metrics, stats, y, lowest = aux
         due = (step % self.law_every == 0) & zipf.settled(stats, self.density_rows)

@@ -2,7 +2,8 @@
 
 Both take candidates first, the ``capacity`` largest of each row, and are exact where no row had
 more to give; whether that was so is returned, equal on all devices. ``exactly`` then takes the
-sparse way, or the dense one where it was not.
+sparse way, or the dense one where it was not. Where candidates are a large share of the latents the
+dense way is the faster one from the start: ``candidates``.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,27 @@ from saex.kernels.encode_topk import encode_topk
 from saex.sae import affine, ops
 from saex.sae.base import DenseCodes
 from saex.typing import Params
+
+
+def candidates(capacity: int | None, usual: int, n: int, pay_from: int) -> int:
+    """Candidates to take of each row's n latents on a device; 0: none, everything densely.
+
+    Args:
+      capacity: as a method was given it; None: the usual number, where it pays.
+      usual: what the method takes.
+      n: latents of this device.
+      pay_from: latents to each candidate from which on they are the faster way (of CPUs:
+        experiments/benchmarks/candidates_cpu.py).
+    """
+    if capacity is not None:
+        return min(capacity, n)
+    return usual if pay_from * usual <= n else 0
+
+
+def check_capacity(capacity: int | None, least: int) -> None:
+    """Raises ValueError for fewer candidates than the mean row needs."""
+    if capacity and capacity < least:
+        raise ValueError(f"capacity={capacity}: at least k={least}, 0 (densely) or None")
 
 
 def batch_cut(values: Float[Array, "b c"], total: Any) -> Float[Array, ""]:
@@ -131,13 +153,21 @@ def of_batch(
     Args:
       params: an affine encoder's. rows: raw ones.
       total: as ``batch_cut``.
-      capacity: candidates a row; where one may have had more the codes are dense.
+      capacity: candidates a row; where one may have had more the codes are dense, with 0 always.
       matmul_dtype: dtype of the matmul's inputs.
       objective: gives (scalar, auxiliary tree), the same types for sparse and for dense codes.
 
     Returns:
       (scalar, auxiliary tree, whether candidates sufficed); gradients as ``exactly``.
     """
+
+    def dense(params):
+        p = jax.nn.relu(affine.scores(params, affine.scaled(params, rows), matmul_dtype))
+        cut = batch_cut(p, total)
+        return objective(params, DenseCodes(jnp.where(p >= cut, p, 0)), cut)
+
+    if not capacity:
+        return *dense(params), jnp.bool_(True)
     held, n = jax.lax.stop_gradient(params), params["W_enc"].shape[0]
     weights = (affine.scaled(held, rows), *(held[name] for name in ("b_dec", "W_enc", "b_enc")))
     chosen: tuple = encode_topk(*ops.own(weights), min(capacity, n), matmul_dtype)
@@ -145,11 +175,6 @@ def of_batch(
 
     def sparse(params):
         return objective(params, affine.used_slots(values, chosen[1]), cut)
-
-    def dense(params):
-        p = jax.nn.relu(affine.scores(params, affine.scaled(params, rows), matmul_dtype))
-        cut = batch_cut(p, total)
-        return objective(params, DenseCodes(jnp.where(p >= cut, p, 0)), cut)
 
     loss, aux = exactly(exact, sparse, dense, params)
     return loss, aux, exact

@@ -123,7 +123,7 @@ class TopAFA:
             return total + hyper["aux_coefficient"] * aux_k, (metrics, after, y)
 
         if not self.capacity:
-            (loss, (metrics, stats, y)), exact = dense(params), jnp.bool_(False)
+            (loss, (metrics, stats, y)), exact = dense(params), jnp.bool_(True)
         else:
             values, indices, exact = self._candidates(jax.lax.stop_gradient(params), batch)
             loss, (metrics, stats, y) = selection.exactly(exact, sparse, dense, params)

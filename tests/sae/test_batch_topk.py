@@ -27,7 +27,7 @@ def scores(params, x):
     return np.maximum((x * p["scale"] - p["b_dec"]) @ p["W_enc"].T + p["b_enc"], 0)
 
 
-@pytest.mark.parametrize("capacity", [N, 5, 4])
+@pytest.mark.parametrize("capacity", [N, 5, 4, 0])
 def test_a_batch_keeps_its_largest(capacity):
     """By candidates or, where those are too few, by the dense way: the card's equations."""
     sae, x = BatchTopK(D, N, K, capacity=capacity), sample(64)
@@ -40,20 +40,22 @@ def test_a_batch_keeps_its_largest(capacity):
     np.testing.assert_allclose(out.reconstruction, y, atol=1e-5)
     np.testing.assert_allclose(out.metrics["l0"], K, rtol=1e-6)
     np.testing.assert_allclose(out.metrics["cut"], cut, rtol=1e-5)
-    assert float(out.metrics["fallback"]) == ((p >= cut).sum(1) >= capacity).any() * (capacity < N)
+    too_few = ((p >= cut).sum(1) >= capacity).any() and 0 < capacity < N
+    assert float(out.metrics["fallback"]) == too_few
     moved = 0.99 * params["threshold"] + 0.01 * cut
     np.testing.assert_allclose(out.frozen["threshold"], moved, rtol=1e-5)
 
 
 def test_candidates_and_the_dense_way_have_the_same_gradients():
     x, grads = sample(64), []
-    for capacity in (N, 4):
+    for capacity in (N, 4, 0):
         sae = BatchTopK(D, N, K, capacity=capacity, dead_after_tokens=1)
         params, stats = init(sae)
         stats = {**stats, "since_fired": stats["since_fired"].at[::3].set(10**6)}
         grads.append(toy.grads_of(loss_of, sae, params, stats, x))
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         np.testing.assert_allclose(grads[0][name], grads[1][name], atol=1e-5, err_msg=name)
+        np.testing.assert_array_equal(grads[2][name], grads[1][name], err_msg=name)
 
 
 def test_one_row_is_topk():

@@ -75,7 +75,7 @@ def test_one_site_is_relu():
         np.testing.assert_allclose(*found, rtol=1e-6)
 
 
-@pytest.mark.parametrize("capacity", [N, K])
+@pytest.mark.parametrize("capacity", [N, K, 0])
 def test_a_batch_keeps_what_adds_most(capacity):
     """b k entries by p N, also where candidates are too few; the code is p."""
     sae, x = BatchCrosscoder(D, N, WIDTHS, K, capacity=capacity), sample(64)

@@ -67,12 +67,14 @@ def test_the_loss_is_the_mean_over_prefixes(group_capacity):
 
 def test_both_ways_have_the_same_gradients():
     x, grads = sample(), []
-    for group_capacity in (N, 1):
-        sae, params, stats = made(group_capacity=group_capacity, dead_after_tokens=1)
+    for capacity, group_capacity in ((N, N), (N, 1), (0, N)):
+        how = {"capacity": capacity, "group_capacity": group_capacity}
+        sae, params, stats = made(**how, dead_after_tokens=1)
         stats["since_fired"] = stats["since_fired"].at[::3].set(10**6)
         grads.append(toy.grads_of(loss_of, sae, params, stats, x))
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         np.testing.assert_allclose(grads[0][name], grads[1][name], atol=1e-5, err_msg=name)
+        np.testing.assert_array_equal(grads[2][name], grads[1][name], err_msg=name)
 
 
 def test_one_group_is_batch_topk():

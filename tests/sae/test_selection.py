@@ -114,3 +114,8 @@ def test_exactly_takes_one_way_with_its_gradients(exact):
     (value, aux), grads = run(w, jnp.bool_(exact))
     assert (float(value), float(aux["which"])) == ((10, 1) if exact else (18, 2))
     np.testing.assert_allclose(grads["a"], [0, 4, 8] if exact else [0, 6, 24])
+
+
+def test_candidates_are_as_asked_or_where_they_pay():
+    assert selection.candidates(5, 8, 4, 10) == 4 and selection.candidates(0, 8, 4096, 10) == 0
+    assert selection.candidates(None, 8, 80, 10) == 8 and selection.candidates(None, 8, 79, 10) == 0
