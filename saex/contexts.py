@@ -194,12 +194,14 @@ def in_batches(
         if running:
             yield running[1], rows_of(contexts, *running)
 
-    source = passes()
-    with ThreadPoolExecutor(1, thread_name_prefix="saex-subject") as pool:
+    source, pool = passes(), ThreadPoolExecutor(1, thread_name_prefix="saex-subject")
+    try:
         coming = deque(pool.submit(next, source, None) for _ in range(4))
         while (made := coming.popleft().result()) is not None:
             coming.append(pool.submit(next, source, None))
             yield made
+    finally:  # a writer that fails waits for the pass under way, not for those behind it
+        pool.shutdown(cancel_futures=True)
 
 
 def is_gradient(name: str, model: Any) -> bool:

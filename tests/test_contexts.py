@@ -1,11 +1,12 @@
 """Contexts: packed into full ones, and put beside others of like length."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
 
-from saex.contexts import Contexts, alike, choose, enough, packed, rows_of, tokens_of
+from saex.contexts import Contexts, alike, choose, enough, in_batches, packed, rows_of, tokens_of
 from saex.data.text import Chunk, Document
 from saex.harvest import Harvest
 
@@ -114,3 +115,41 @@ def test_budget_is_met_though_few_documents_are_read():
     assert 480 < chosen.lengths.sum() <= 500 and 20 < len(read) < 60
     numbers = {int(text.split()[0]) for text in read}
     assert set(chosen.documents.tolist()) <= numbers and max(numbers) > 200
+
+
+TWENTY = Contexts(np.arange(40).reshape(20, 2), np.full(20, 2), np.zeros(20, np.int32))
+
+
+def test_batches_come_in_order_and_the_model_runs_ahead():
+    begun = [threading.Event() for _ in range(10)]
+
+    def forward(tokens):
+        begun[tokens[0, 0] // 4].set()
+        return {"x": tokens * 10}
+
+    ends, values = [], []
+    for end, rows in in_batches(TWENTY, (0, 20), 2, forward, compiled=True):
+        assert all(event.wait(10) for event in begun[: end // 2 + 3])  # while these rows are held
+        ends.append(end)
+        values += rows["x"].tolist()
+    assert ends == list(range(2, 21, 2)) and values == list(range(0, 400, 10))
+
+
+def test_a_pass_that_fails_ends_the_batches_and_one_that_is_not_wanted_is_not_begun():
+    passes = []
+
+    def forward(tokens):
+        passes.append(len(passes))
+        if len(passes) == 8:
+            raise RuntimeError("the eighth")
+        return {"x": tokens}
+
+    made = in_batches(TWENTY, (0, 20), 2, forward, compiled=True)
+    with pytest.raises(RuntimeError, match="the eighth"):
+        list(made)
+    passes.clear()
+    made = in_batches(TWENTY, (0, 20), 2, forward, compiled=True)
+    next(made)
+    made.close()
+    count = len(passes)
+    assert count <= 6 and list(made) == [] and len(passes) == count
