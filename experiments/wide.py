@@ -1,13 +1,12 @@
 """A TopK SAE of n = 1,048,576 latents for activations of width 4096, on a slice of four v5p chips.
 
     saex info --config=experiments/wide.py --hardware=v5p
-    saex train --config=experiments/wide.py --dry_run
+    saex train --config=experiments/wide.py --dry_run --hardware=v5p
     saex train --config=experiments/wide.py --workdir=gs://... --config.store=DIR
 
 Hardware: TPU v5p, topology 2x2x1, never run there. The step was compiled for that slice: of a
-chip's 103 GB it holds 26 of weights and optimiser, and 52 in all even with XLA's own forms of the
-sparse ops; tests/aot/test_memory.py asks the compiler again. Time: a floor of 67 ms a step by
-``saex info``, no claim about what it takes.
+chip's 103 GB it holds 26 of weights and optimiser, and 40 in all; tests/aot/test_memory.py asks the
+compiler again. Time: a floor of 67 ms a step by ``saex info``, no claim about what it takes.
 
 Latents are split four ways and rows not at all: the sum of gradients over rows would be 34 GB a
 step, the sum of reconstructions over latents is 0.1 GB. ``store`` needs activations harvested

@@ -66,6 +66,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     sub = add("train", _train, "harvest, train, evaluate and report, or go on where it stopped")
     sub.add_argument("--workdir", metavar="DIR")
     sub.add_argument("--dry_run", action="store_true", help="print the plan and touch no data")
+    sub.add_argument(
+        "--hardware", metavar="NAME", help="dry run: the memory held on: v5e, v5p, v6e, cpu"
+    )
     sub.add_argument("--extend", action="store_true", help="allow a larger budget than before")
     sub.add_argument("--allow_config_change", action="store_true")
     sub = add("pretrain", _pretrain, "train a small language model such as pocket-lm")
@@ -103,6 +106,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     args = parser.parse_args(plain)
     if overrides and getattr(args, "config", None) is None:
         parser.error(f"--config.{overrides[0][0]}: this command reads the run's own configuration")
+    if args.run is _train and args.hardware and not args.dry_run:
+        parser.error("--hardware: only --dry_run reads it; a run takes the devices that are here")
     if args.run is _info and (args.workdir is None) == (args.config is None or not args.hardware):
         parser.error("info: give a RUN, or --config=FILE --hardware=NAME for what a step costs")
     return args, overrides
@@ -113,7 +118,7 @@ def _train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int | 
 
     config = configs.load(args.config, overrides)
     if args.dry_run:
-        print(configs.describe(config))
+        print(configs.describe(config, args.hardware))
         return 0
     if not args.workdir:
         raise configs.ConfigError("--workdir=DIR is needed: the folder that the run writes into")

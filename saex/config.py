@@ -217,14 +217,17 @@ def to_json(config: Config) -> dict[str, Any]:
     return to_dict(config)
 
 
-def describe(config: Config) -> str:
-    """The resolved configuration, the parameter count and an estimate of memory, as text."""
+def describe(config: Config, hardware: str | None = None) -> str:
+    """The resolved configuration, the parameter count and memory held on ``hardware``, as text.
+
+    hardware: as for ``cost.memory``.
+    """
     specs = config.sae.specs()
     counts = {name: math.prod(s.shape) for name, s in specs["params"].items()}
     each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     dtypes = config.harvest.made_as, config.optim.moments
     members = max(len(config.members), 1)
-    memory = cost.memory(config.sae, config.stream.batch, config.mesh, *dtypes, members)
+    memory = cost.memory(config.sae, config.stream.batch, config.mesh, *dtypes, members, hardware)
     lines = [
         json.dumps(to_json(config), indent=1),
         f"hash            {run_hash(config)}",

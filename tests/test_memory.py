@@ -65,3 +65,17 @@ def test_a_dry_run_prints_the_prediction(capsys):
     predicted = cost.memory(TopK(256, 2048, 32), 4096, MeshConfig(1, 2))
     assert str(predicted) in out
     assert f"a device holds  {predicted.total / 1e6:,.1f} MB" in out
+
+
+def test_a_dry_run_may_be_for_a_tpu_that_is_not_here(capsys):
+    from saex import cli
+
+    argv = ["train", "--config=experiments/quickstart.py", "--dry_run"]
+    assert cli.main([*argv, "--hardware=v5e"]) == 0
+    predicted = cost.memory(TopK(256, 2048, 32), 4096, MeshConfig(), hardware="v5e")
+    assert predicted.total < cost.memory(TopK(256, 2048, 32), 4096, MeshConfig()).total
+    assert str(predicted) in capsys.readouterr().out
+    assert cli.main([*argv, "--hardware=v9"]) != 0
+    assert "choose from" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # it would be read by nothing
+        cli.main([*argv[:2], "--workdir=nowhere", "--hardware=v5e"])

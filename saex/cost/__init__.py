@@ -1,7 +1,8 @@
 """What a training step costs: time at the roofline, bytes on the network, bytes in memory.
 
-Arithmetic over shapes: nothing is compiled and no device is touched (but to measure a CPU). The
-time is a floor that benchmarks divide by, not a forecast; ``ASSUMES`` says of what.
+Arithmetic over shapes: nothing is compiled and no device is touched (but to measure a CPU, or to
+learn which is here). The time is a floor that benchmarks divide by, not a forecast; ``ASSUMES``
+says of what.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from saex.cost import collectives
 from saex.cost.hardware import NAMES as NAMES
 from saex.cost.hardware import Hardware
 from saex.cost.hardware import hardware as hardware
+from saex.cost.hardware import here as here
 from saex.cost.memory import Memory as Memory
 from saex.cost.memory import of_step as memory_of_step
 from saex.cost.terms import ASSUMES as ASSUMES
@@ -107,14 +109,23 @@ def memory(
     dtype: str = "bfloat16",
     moments: str = "float32",
     members: int = 1,
+    hardware: str | None = None,
 ) -> Memory:
     """What one device holds during a training step: see ``saex.cost.memory``.
 
     Args:
       sae: a dictionary. batch: rows of the global batch, of ``dtype``. mesh: how both are split.
       moments: dtype of Adam's moments. members: of a stack.
+      hardware: a name from ``NAMES``; None: the TPU that JAX has here, else the CPU. GPUs get the
+        CPU's numbers.
+
+    Raises:
+      ValueError: an unknown name.
     """
-    return memory_of_step(sae, batch, mesh, dtype, moments, members)
+    hardware = here() if hardware is None else hardware
+    if hardware not in NAMES:
+        raise ValueError(f"hardware={hardware!r}: choose from {', '.join(NAMES)}")
+    return memory_of_step(sae, batch, mesh, dtype, moments, members, hardware)
 
 
 def _exchange(c: collectives.Collective) -> Term:

@@ -60,6 +60,7 @@ KNOWN = {
     "v6e": _tpu("TPU v6e", 918e12, 1.64e12, 34.4e9, 100e9),
 }
 NAMES = (*KNOWN, "cpu")
+TPU_KINDS = {"TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v6 lite": "v6e", "TPU v6e": "v6e"}
 
 
 def hardware(name: str) -> Hardware:
@@ -73,6 +74,12 @@ def hardware(name: str) -> Hardware:
     if name not in KNOWN:
         raise ValueError(f"hardware={name!r}: choose from {', '.join(NAMES)}")
     return KNOWN[name]
+
+
+def here() -> str:
+    """The name of the TPU that JAX computes on (of an unknown one: v5p), else "cpu"."""
+    device = jax.devices()[0]
+    return TPU_KINDS.get(device.device_kind, "v5p") if device.platform == "tpu" else "cpu"
 
 
 def measure_cpu() -> Hardware:

@@ -3,7 +3,7 @@
 The state and the batch are known exactly. The rest follows from what the kernels hold: a step is at
 its largest in one of a few moments (``Memory.moments``), and a moment is a sum of arrays of known
 shapes. How many whole matrices the compiler keeps beside them was read from its buffer assignment:
-the counts stand at the top of each table below.
+the counts stand in the tables below, for CPUs and TPUs. There is none for GPUs.
 """
 
 import dataclasses
@@ -46,6 +46,38 @@ CPU = Held(matrices=6, fewer=3, update=8, scores=2, rows=4, member=(6, 3))
 
 
 @dataclasses.dataclass(frozen=True)
+class HeldByTPU:
+    """How many arrays of a kind are in a TPU's memory; its kernels hold no [b, n] there.
+
+    [b, k] arrays do not count: their long axis lies in the lanes, so nothing pads them.
+
+    Fields:
+      gradients: [n, d] when the backward pass over the latents writes its two.
+      weights: the same of what AuxK's loops read, made before them and kept: both weights in
+        bfloat16, as which a TPU multiplies float32 too.
+      gathered: the same with fsdp: both weights whole.
+      update: the same in the optimiser: the decoder's gradient once more, projected.
+      rows: [b, d] meanwhile: the kernel's operand of both x and the gradient, and x in bfloat16.
+      half, whole: [b, n] of the gradient of dense codes: in bfloat16, or with latents split.
+    """
+
+    gradients: int
+    weights: int
+    gathered: int
+    update: int
+    rows: float
+    half: float
+    whole: float
+
+
+# The TPU compiler of JAX 0.10 (libtpu 0.0.42), for v5e, v5p and v6e.
+TPU = HeldByTPU(gradients=2, weights=1, gathered=2, update=3, rows=2.5, half=0.5, whole=1.0)
+# On-chip memory of a core (JAX's table of TPUs): arrays that fit into it together stay there, but
+# not those of loops and branches.
+VMEM = {"v5e": 128 << 20, "v5p": 64 << 20, "v6e": 128 << 20}
+
+
+@dataclasses.dataclass(frozen=True)
 class Memory:
     """Bytes on one device.
 
@@ -53,6 +85,7 @@ class Memory:
       parameters, optimiser, statistics, batch: what a step is given, exactly; it returns the state
         in place.
       moments: what is held beside them, by the moment in the step. They do not add up.
+      kernels: whose they are: "cpu" or a TPU's name.
     """
 
     parameters: int
@@ -60,6 +93,7 @@ class Memory:
     statistics: int
     batch: int
     moments: dict[str, int]
+    kernels: str = "cpu"
 
     @property
     def temporary(self) -> int:
@@ -76,7 +110,8 @@ class Memory:
         given = ("parameters", "optimiser", "statistics", "batch")
         parts = {name: getattr(self, name) for name in given}
         parts |= {f"while: {name}": held for name, held in self.moments.items()}
-        lines = [f"a device holds  {self.total / 1e6:,.1f} MB at most, during a step"]
+        most = f"a device holds  {self.total / 1e6:,.1f} MB at most"
+        lines = [f"{most}, during a step with the kernels for {self.kernels}"]
         lines += [f"  {name:20}{held / 1e6:12,.1f} MB" for name, held in parts.items()]
         return "\n".join(lines)
 
@@ -88,26 +123,69 @@ def of_step(
     dtype: str = "bfloat16",
     moments: str = "float32",
     members: int = 1,
+    hardware: str = "cpu",
 ) -> Memory:
-    """The bytes of one training step with the CPU's kernels.
+    """The bytes of one training step.
 
     Args:
       sae: a dictionary. batch: rows of the global batch. mesh: how rows and latents are split.
       dtype: of the batch. moments: dtype of Adam's. members: of a stack; its temporary arrays are
         known for one device, on several they may be a third more.
+      hardware: a name from ``VMEM``: that TPU's kernels; any other: the CPU's. On a TPU it is what
+        the step cannot do without: where there is room, its compiler leaves holes between arrays
+        and reports them as temporary memory, up to 3 [n, d] of them; given less, it closes them.
+        A TPU's stacks were not compared: the temporary arrays of all members are added up.
     """
     slots = members // mesh.sweep
     specs = sae.specs()
     trainable = {name: s for name, s in specs["params"].items() if s.trainable}
     width = sum(sae.d_in if column == "x" else sae.d_out for column in sae.columns)
     rows = batch // mesh.data
+    if on_tpu := hardware in VMEM:
+        held = _on_tpu(sae, rows, mesh, slots, VMEM[hardware])
+    else:
+        held = _stacked(sae, rows, mesh, slots)
     return Memory(
         parameters=slots * bytes_per_device(specs["params"], mesh),
         optimiser=slots * (2 * bytes_per_device(trainable, mesh) * _itemsize(moments) // 4 + 4),
         statistics=slots * bytes_per_device(specs["stats"], mesh),
         batch=rows * width * _itemsize(dtype),
-        moments=_stacked(sae, rows, mesh, slots),
+        moments=held,
+        kernels=hardware if on_tpu else "cpu",
     )
+
+
+def _on_tpu(sae: Any, b: int, mesh: MeshConfig, slots: int, vmem: int) -> dict[str, int]:
+    n, _, matrix, row = _sizes(sae, b, mesh)
+    has_aux = bool(getattr(sae, "aux_coefficient", 0))
+    kept = (TPU.weights if has_aux else 0) + (TPU.gathered if mesh.strategy == "fsdp" else 0)
+    if is_sparse(sae):
+        moments = {
+            "gradients": (TPU.gradients + kept) * matrix + TPU.rows * row,
+            "update": TPU.update * matrix,
+        }
+    else:
+        codes = 4 * b * n
+        gradient = (TPU.whole if mesh.model > 1 else TPU.half) * codes
+        moments = {"codes": codes + gradient + kept * matrix}
+        if mesh.data > 1:  # else the matmul that makes a gradient updates the weights at once
+            moments["codes"] += matrix
+            moments["update"] = gradient + (TPU.update + kept) * matrix
+    moments = {name: held if held > vmem else 0 for name, held in moments.items()}
+    if has_aux:
+        moments["auxk"] = _auxk_on_tpu(sae, b, mesh, vmem)
+    return {name: round(slots * held) for name, held in moments.items()}
+
+
+def _auxk_on_tpu(sae: Any, b: int, mesh: MeshConfig, vmem: int) -> float:
+    """Rows with and without b_dec; the search of ``_auxiliary``, of which VMEM may hold a half.
+
+    So it may the encoder's weights in bfloat16.
+    """
+    n, _, matrix, row = _sizes(sae, b, mesh)
+    search = _auxiliary(sae.aux_latents, b, n, mesh.model) / 2
+    others = search + TPU.weights / 2 * matrix
+    return 2 * row + search + (others if others > vmem else 0)
 
 
 def _stacked(sae: Any, b: int, mesh: MeshConfig, slots: int) -> dict[str, int]:
