@@ -31,6 +31,7 @@ SAES = {
         "decoder_norm": 0.1,  # norm of decoder rows at the start
         "dead_after_tokens": 10_000_000,  # rows without firing: a metric only, nothing is revived
         "normalize": "unit_mean_square",  # as above
+        "b_dec_init": "mean",  # and b_enc to match; "zeros" (both) is the source's
         "matmul_dtype": "float32",  # as above
     },
     "batch_topk": {  # TopK over a batch

@@ -15,7 +15,6 @@ from study import (
     beyond,
     codes_of,
     compile_once,
-    directions,
     main,
     of,
     pocket_rows,
@@ -24,7 +23,7 @@ from study import (
     told,
     trained,
 )
-from synthetic import cosines, drawn, exactly
+from synthetic import cosines, directions, drawn, exactly
 
 from saex.sae import AbsTopK, TopK
 

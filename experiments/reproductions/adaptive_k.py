@@ -15,18 +15,17 @@ from study import (
     Found,
     Study,
     beyond,
-    directions,
     main,
     of,
     pocket,
     read,
     scores,
     shuffled,
-    sums,
     told,
     trained,
 )
 from sweep import BATCH, LRS, SEEDS
+from synthetic import directions, sums
 
 from saex.sae import AdaptiveK, BatchTopK, TopK
 from saex.sae.transform import estimate_threshold
@@ -63,7 +62,7 @@ def run(small: bool) -> Found:
     k = round(np.mean(of(runs, "l0")))
     runs += compared("random direction", sae, unrelated(train, train), *how[1:])
     runs += compared("topk", TopK(256, N, k=k, **DEAD), *how)
-    runs += compared("batch_topk", BatchTopK(256, N, k=k, capacity=k, **DEAD), *how)
+    runs += compared("batch_topk", BatchTopK(256, N, k=k, **DEAD), *how)
     return Found(True, "a small run", "", runs) if small else judged(runs)
 
 

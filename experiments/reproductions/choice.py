@@ -9,8 +9,9 @@ import itertools
 import statistics
 
 import numpy as np
-from study import Found, Study, beyond, directions, main, of, pocket_rows, told, tried
+from study import Found, Study, beyond, main, of, pocket_rows, told, tried
 from sweep import BATCH, LRS, SEEDS, read_at
+from synthetic import directions
 
 from saex.sae import FeatureChoice, MutualChoice, TopK
 
@@ -40,7 +41,7 @@ def made(name: str, k: int, d: int = D, n: int = N):
     if name.startswith("topk"):
         return TopK(d, n, k=k, aux_coefficient=(name == "topk_aux") / 32, **DEAD)
     if name == "mutual_choice":
-        return MutualChoice(d, n, k=k, capacity=k, **DEAD, **LAW)
+        return MutualChoice(d, n, k=k, **DEAD, **LAW)
     return FeatureChoice(d, n, k=k, **DEAD, **LAW)
 
 

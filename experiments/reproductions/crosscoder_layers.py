@@ -20,16 +20,15 @@ from study import (
     beyond,
     codes_of,
     compile_once,
-    directions,
     main,
     of,
     save,
     scores,
     shuffled,
-    sums,
     told,
     trained,
 )
+from synthetic import directions, sums
 
 from saex.sae import BatchCrosscoder, Crosscoder, sites
 

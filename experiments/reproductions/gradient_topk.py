@@ -17,7 +17,6 @@ from study import (
     Study,
     beyond,
     compile_once,
-    directions,
     held_out,
     in_place,
     main,
@@ -28,6 +27,7 @@ from study import (
     told,
     trained,
 )
+from synthetic import directions
 
 from saex.sae import GradientTopK, TopK
 

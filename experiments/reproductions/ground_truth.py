@@ -16,7 +16,6 @@ from study import (
     beyond,
     codes_of,
     compile_once,
-    directions,
     main,
     of,
     scores,
@@ -24,7 +23,7 @@ from study import (
     told,
     trained,
 )
-from synthetic import Make, cosines, drawn, found, precise, zipf
+from synthetic import Make, cosines, directions, drawn, found, precise, zipf
 
 from saex.sae import BatchTopK, JumpReLU, ReLU, TopK
 from saex.sae.transform import estimate_threshold
@@ -46,10 +45,10 @@ STUDY = Study(
 )
 G, D_IN, N, BATCH, L0 = 128, 64, 128, 256, 4.0
 COMMON = {"d_in": D_IN, "n": N, "dead_after_tokens": 50_000}
-JUMP = {"l0_warmup_steps": 200, "bandwidth": 0.1, "threshold": 0.1, "capacity": 0}
+JUMP = {"l0_warmup_steps": 200, "bandwidth": 0.1, "threshold": 0.1}
 SETTINGS = {
     "topk": [TopK(k=k, **COMMON) for k in (3, 4, 5)],
-    "batch_topk": [BatchTopK(k=k, capacity=N, **COMMON) for k in (3, 4, 5)],
+    "batch_topk": [BatchTopK(k=k, **COMMON) for k in (3, 4, 5)],
     "jump_relu": [JumpReLU(l0=p, **COMMON, **JUMP) for p in (0.003, 0.01, 0.03)],
     "relu": [ReLU(l1=p, l1_warmup_steps=200, **COMMON) for p in (0.03, 0.1, 0.3)],
 }

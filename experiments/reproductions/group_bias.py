@@ -14,7 +14,6 @@ from study import (
     at_best_rate,
     beyond,
     compile_once,
-    directions,
     main,
     of,
     scores,
@@ -22,7 +21,7 @@ from study import (
     told,
     trained,
 )
-from synthetic import cosines, drawn, found, mixed
+from synthetic import cosines, directions, drawn, exactly, found, mixed
 
 from saex.sae import GroupBias, ReLU, TopK
 
@@ -40,11 +39,12 @@ STUDY = Study(
     says_no_if="adaptation finds fewer than 95% at cosine 0.9 in a seed, or a seed is not above "
     "all of TopK with k 30 and of ReLU with any penalty, or its mean is below TopK's best k's",
 )
-G, D_IN, N, BATCH = 128, 42, 256, 256
+G, D_IN, N, BATCH, STEPS = 128, 42, 256, 256, 4000
 MAKE = mixed(G, 3, 20)
 COMMON = {"d_in": D_IN, "n": N, "dead_after_tokens": 100_000}
-# the source: every 50 steps at 0.01, over far longer runs; its targets are kept
-QUICK = {"every": 10, "rate_down": 0.02, "rate_up": 0.02}
+# The source: every 50 steps at 0.01, over far longer runs; its targets are kept. With less than
+# this the features of the control's rows were not found in these steps either.
+QUICK = {"every": 10, "rate_down": 0.05, "rate_up": 0.05}
 SAES = {
     "group_bias": GroupBias(**COMMON, **QUICK),
     **{f"topk {k}": TopK(k=k, **COMMON) for k in (10, 20, 30)},
@@ -72,7 +72,7 @@ def one(name: str, lr: float, seed: int, steps: int) -> dict:
 
 def run(small: bool) -> Found:
     compile_once()
-    steps, seeds = (20, range(1)) if small else (1500, range(3))
+    steps, seeds = (20, range(1)) if small else (STEPS, range(3))
     tries = [one(name, lr, s, steps) for name in SAES for lr in (3e-3, 1e-2) for s in seeds]
     runs = at_best_rate(tries, "fvu")
     got = {name: of(runs, "at_0.9", method=name, best=True) for name in SAES}
@@ -91,7 +91,20 @@ def run(small: bool) -> Found:
         for name in SAES
     )
     why = f"at 0.9 TopK's best is {best} with {mean[best]:.0%}; adaptation {mean['group_bias']:.0%}"
-    return Found(bool(holds), "found at 0.8 / 0.9: " + line, why, runs)
+    return Found(bool(holds), "found at 0.8 / 0.9: " + line, why, runs, "" if holds else control())
+
+
+def control() -> str:
+    """Rows of 3 of 64 directions in 32 dimensions."""
+    D, shares = directions(64, 32), []
+    x = drawn(exactly(64, 3), D, 200_000, 0)[0]
+    sae = GroupBias(32, N, dead_after_tokens=100_000, **QUICK)
+    for seed in range(3):
+        batches = shuffled({"x": x}, BATCH, seed)
+        params, _ = trained(sae, batches, steps=STEPS, lr=1e-2, seed=seed)
+        shares.append([found(cosines(params, D), least) for least in (0.8, 0.9)])
+    at = " / ".join(told(share, ".0%") for share in zip(*shares))
+    return f"sums of 3 of 64 directions in 32 dimensions: adaptation finds {at} at 0.8 / 0.9"
 
 
 if __name__ == "__main__":

@@ -19,17 +19,16 @@ from study import (
     beyond,
     codes_of,
     compile_once,
-    directions,
     main,
     of,
     read,
     save,
     scores,
     shuffled,
-    sums,
     told,
     trained,
 )
+from synthetic import directions, sums
 
 from saex.data import StdlibComments
 from saex.evals.fms import fms

@@ -48,8 +48,8 @@ COMMON = {"d_in": 20, "n": 20, "dead_after_tokens": 20_000}
 SAES = {
     "topk 2": TopK(k=2, **COMMON),
     "topk 4": TopK(k=4, **COMMON),
-    "batch_topk": BatchTopK(k=2, capacity=20, **COMMON),
-    "matryoshka": Matryoshka(k=2, sampled=10, capacity=20, **COMMON),
+    "batch_topk": BatchTopK(k=2, **COMMON),
+    "matryoshka": Matryoshka(k=2, sampled=10, **COMMON),
     # the source goes on until little is left of a row: 10 steps do that, at a higher L0
     "matching_pursuit": MatchingPursuit(k=10, tolerance=0.1, **COMMON),
     "matching_pursuit 4": MatchingPursuit(k=4, tolerance=0.1, **COMMON),

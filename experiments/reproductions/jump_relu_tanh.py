@@ -18,7 +18,7 @@ STUDY = Study(
     source="Circuits Updates, January 2025 (Conerly et al.)",
     paper="no figure: the update describes a set-up and says that it was not ablated in detail",
     own_text=False,
-    baseline="JumpReLU of the same width with the L0 loss; both with three penalties, read at L0 "
+    baseline="JumpReLU of the same width with the L0 loss; both with four penalties, read at L0 "
     "16 and 32, and with the better of two learning rates by FVU at L0 24 of one more seed on "
     "other rows; for dead latents the tanh form at its largest penalty without the pre-activation "
     "loss. Its weight is 3e-3, not the source's 3e-6 (run too), which only moves a latent "
@@ -28,8 +28,8 @@ STUDY = Study(
 )
 N, L0S, RATES = 512, (16, 32), {"jump_relu_tanh": (2e-3, 5e-3), "jump_relu": LRS}
 SWEEPS = {
-    "jump_relu_tanh": [{"sparsity": s, "pre_activation": 3e-3} for s in (0.4, 1.5, 6.0)],
-    "jump_relu": [{"l0": l0} for l0 in (3e-4, 1e-3, 4e-3)],
+    "jump_relu_tanh": [{"sparsity": s, "pre_activation": 3e-3} for s in (0.05, 0.3, 1.5, 6.0)],
+    "jump_relu": [{"l0": l0} for l0 in (3e-4, 1e-3, 2e-3, 4e-3)],
 }
 WEIGHTS = (0.0, 3e-6)
 KNOWN = {"jump_relu_tanh": {"sparsity": 1.5, "pre_activation": 3e-3}, "jump_relu": {"l0": 0.05}}

@@ -14,7 +14,6 @@ from study import (
     Study,
     beyond,
     compile_once,
-    directions,
     held_out,
     in_place,
     main,
@@ -23,10 +22,10 @@ from study import (
     read,
     reconstructed,
     shuffled,
-    sums,
     told,
     trained,
 )
+from synthetic import directions, sums
 
 from saex.evals.layer_groups import amad, angular_distances, fewest_groups
 from saex.sae import MultiLayer

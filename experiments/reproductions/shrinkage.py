@@ -16,14 +16,13 @@ from study import (
     codes_of,
     main,
     of,
-    orthonormal,
     pocket_rows,
     shuffled,
-    sums,
     told,
     trained,
 )
 from sweep import BATCH, LRS, SEEDS, SHORT, fitted, noted, read_at
+from synthetic import orthonormal, sums
 
 from saex.sae import SAES
 

@@ -70,12 +70,13 @@ class Found:
     """What came out.
 
     Fields:
-      holds: whether ``says_no_if`` did not come true. ours: our figure, one line, with spreads.
+      holds: whether ``says_no_if`` did not come true; None if a positive control was not passed,
+        so that it is not settled. ours: our figure, one line, with spreads.
       why: one or two sentences. runs: every run's settings, seed and scores.
       control: of a "no": what the method did where it must win; else "".
     """
 
-    holds: bool
+    holds: bool | None
     ours: str
     why: str
     runs: list[dict[str, Any]]
@@ -100,7 +101,7 @@ def main(study: Study, run: Callable[[bool], Found]) -> None:
 
 
 def verdict(study: Study, found: Found) -> str:
-    said = "holds" if found.holds else "does not hold"
+    said = {True: "holds", False: "does not hold", None: "not settled"}[found.holds]
     return said if study.own_text else f"our reading: {said}"
 
 
@@ -264,31 +265,6 @@ def of(runs: Sequence[Mapping[str, Any]], score: str, **which: Any) -> list[floa
     return [run[score] for run in runs if all(run.get(k) == v for k, v in which.items())]
 
 
-# ------------------------------------------------------------------------------- rows that are sums
-
-
-def directions(features: int, d: int, seed: int = 0) -> np.ndarray:
-    """Random unit rows [features, d]."""
-    rows = np.random.default_rng([seed, 11]).normal(size=(features, d))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def orthonormal(d: int, seed: int = 0) -> np.ndarray:
-    """Random orthonormal rows [d, d]: features that do not disturb each other."""
-    return np.linalg.qr(directions(d, d, seed))[0].T
-
-
-def sums(
-    D: np.ndarray, rows: int, active: int | np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(x, codes) with x = codes D: ``active`` features (a number, or one a row), sizes 0.5..1.5."""
-    rng = np.random.default_rng([seed, 13])
-    rank = rng.random((rows, len(D))).argsort(axis=1)
-    on = rank < np.reshape(active, (-1, 1))
-    codes = np.where(on, rng.uniform(0.5, 1.5, rank.shape), 0).astype(np.float32)
-    return codes @ D, codes
-
-
 # ------------------------------------------------------------------------ activations of pocket-lm
 
 
@@ -327,13 +303,6 @@ def pocket_rows(small: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x, held_out = read(train, x=SITE)["x"], read(held, x=SITE)["x"]
     some = len(held_out) // 5
     return x, held_out[:some], held_out[some:]
-
-
-def downstream(sae: Any, params: Any, heldout: Store, site: str = SITE) -> dict[str, float]:
-    """Cross-entropy of pocket-lm with the reconstruction in place, ``saex.evals.CrossEntropy``."""
-    model, weights = PocketLM().load()
-    held = HeldOut(Rows(heldout, site, skip_positions=(0,)), model, weights)
-    return CrossEntropy().run(sae, params, held)
 
 
 def held_out(heldout: Store, site: str = SITE, target: str | None = None) -> HeldOut:

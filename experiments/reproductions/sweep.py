@@ -5,25 +5,23 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from study import STORES, at_l0, beyond, of, sums, told, tried
+from study import at_l0, beyond, compile_once, of, told, tried
+from synthetic import orthonormal, sums
 
 from saex.sae import SAES
 from saex.sae.transform import estimate_threshold
 
 BATCH, SEEDS, LRS = 512, (1, 2, 3), (5e-3, 1e-2)
-# A step's program is the same for all seeds and penalties, and takes as long as 150 steps.
-jax.config.update("jax_compilation_cache_dir", str(STORES / "compiled"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+compile_once()  # a step's program is the same for all seeds and penalties, and takes as 150 steps
 # What a run of some 200,000 rows asks of each method; the defaults are for billions.
 SHORT: dict[str, dict[str, Any]] = {
     "topk": {"dead_after_tokens": 50_000},
     "batch_topk": {"dead_after_tokens": 50_000},
     "relu": {"l1_warmup_steps": 40},
     "gated": {"l1_warmup_steps": 40},
-    "jump_relu": {"l0_warmup_steps": 40, "bandwidth": 0.03, "threshold": 0.03, "capacity": 0},
+    "jump_relu": {"l0_warmup_steps": 40, "bandwidth": 0.03, "threshold": 0.03},
     "jump_relu_tanh": {"initial_l0": 128},
 }
 # "l0" in a run is what came out
@@ -34,8 +32,7 @@ def fitted(
     name: str, setting: Mapping[str, Any], train: np.ndarray, test: np.ndarray, n: int, **how: Any
 ) -> dict[str, Any]:
     """One run of a method; ``how``: steps, lr, seed. BatchTopK's threshold is set to give its k."""
-    narrow = {"capacity": setting["k"]} if name == "batch_topk" else {}  # few latents: densely
-    sae = SAES[name](train.shape[1], n, **{**SHORT[name], **narrow, **setting})
+    sae = SAES[name](train.shape[1], n, **{**SHORT[name], **setting})
 
     def finish(params):
         if name != "batch_topk":
@@ -80,8 +77,7 @@ def control(settings: Mapping[str, Mapping[str, Any]], **lrs: float) -> str:
     The features are orthonormal. Each method has the L0 that its setting gives, TopK that k,
     rounded up. ``lrs``: learning rates that are not 5e-3.
     """
-    D = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 64)))[0].astype(np.float32)
-    x = sums(D, 44_000, np.random.default_rng(1).integers(1, 16, 44_000), 0)[0]
+    x = sums(orthonormal(64), 44_000, np.random.default_rng(1).integers(1, 16, 44_000), 0)[0]
 
     def fvu_and_l0(name, setting):
         how = {"steps": 500, "lr": lrs.get(name, 5e-3)}

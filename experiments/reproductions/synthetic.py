@@ -13,10 +13,26 @@ from study import Batches
 Make = Callable[[np.random.Generator, int], np.ndarray]
 
 
-def orthonormal(d: int, seed: int) -> np.ndarray:
-    """Random orthonormal rows [d, d], float32."""
-    rows = np.random.default_rng([seed, 11]).normal(size=(d, d))
-    return np.linalg.qr(rows)[0].astype(np.float32)
+def directions(features: int, d: int, seed: int = 0) -> np.ndarray:
+    """Random unit rows [features, d]."""
+    rows = np.random.default_rng([seed, 11]).normal(size=(features, d))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def orthonormal(d: int, seed: int = 0) -> np.ndarray:
+    """Random orthonormal rows [d, d]: features that do not disturb each other."""
+    return np.linalg.qr(directions(d, d, seed))[0].T
+
+
+def sums(
+    D: np.ndarray, rows: int, active: int | np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(x, codes) with x = codes D: ``active`` features (a number, or one a row), sizes 0.5..1.5."""
+    rng = np.random.default_rng([seed, 13])
+    rank = rng.random((rows, len(D))).argsort(axis=1)
+    on = rank < np.reshape(active, (-1, 1))
+    codes = np.where(on, rng.uniform(0.5, 1.5, rank.shape), 0).astype(np.float32)
+    return codes @ D, codes
 
 
 def drawn(make: Make, D: np.ndarray, rows: int, *seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,6 +56,16 @@ def exactly(features: int, active: int, signed: bool = False) -> Make:
         on = rng.random((rows, features)).argsort(axis=1) < active
         a = on * rng.uniform(0.5, 1.5, on.shape)
         return a * rng.choice([-1.0, 1.0], a.shape) if signed else a
+
+    return make
+
+
+def one_of_each(blocks: int, size: int) -> Make:
+    """One feature of each block of ``size``, sizes 0.5..1.5."""
+
+    def make(rng, rows):
+        on = rng.integers(0, size, (rows, blocks, 1)) == np.arange(size)
+        return (on * rng.uniform(0.5, 1.5, on.shape)).reshape(rows, -1)
 
     return make
 

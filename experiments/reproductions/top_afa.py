@@ -20,11 +20,11 @@ from study import (
     pocket_rows,
     scores,
     shuffled,
-    sums,
     told,
     trained,
 )
 from sweep import BATCH, LRS, SEEDS
+from synthetic import orthonormal, sums
 
 from saex.sae import TopAFA, TopK
 from saex.sae.losses import eps_lbo
@@ -109,9 +109,8 @@ def judged(runs: list, d: int) -> Found:
 
 def control() -> str:
     """Orthonormal features, 1 to 15 a row: the norm tells how many there are."""
-    D = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 64)))[0].astype(np.float32)
     counts = np.random.default_rng(1).integers(1, 16, 44_000)
-    x, fvu = sums(D, len(counts), counts, 0)[0], {}
+    x, fvu = sums(orthonormal(64), len(counts), counts, 0)[0], {}
     for sae in (TopAFA(64, 64, **DEAD), TopK(64, 64, k=8, **DEAD)):
         done = [one(sae, x[:40_000], x[40_000:], 800, 5e-3, seed) for seed in SEEDS]
         fvu[type(sae).__name__] = of(done, "fvu")

@@ -15,7 +15,6 @@ from study import (
     at_l0,
     beyond,
     compile_once,
-    directions,
     held_out,
     in_place,
     main,
@@ -25,10 +24,10 @@ from study import (
     reconstructed,
     scores,
     shuffled,
-    sums,
     told,
     trained,
 )
+from synthetic import directions, sums
 
 from saex.sae import ReLU, Transcoder
 

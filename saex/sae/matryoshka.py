@@ -31,8 +31,9 @@ class Matryoshka:
 
     A latent is decoded once, whatever the number of prefixes. A row has ``capacity`` candidates,
     and ``group_capacity`` slots for what is kept of one group; where a row of the batch has more,
-    the batch is done again densely, at the cost of G dense decodes (metric "fallback"). G
-    reconstructions a row are held, and summed between devices that share the latents.
+    the batch is done again densely (metric "fallback"): one dense decode, or G where prefixes are
+    drawn or latents are split. G reconstructions a row are held, and summed between devices that
+    share the latents.
 
     Fields:
       fractions: shares of the latents of each group, in order; the last takes the remainder.
@@ -131,6 +132,7 @@ class Matryoshka:
         """Mean over the prefixes of s * MSE, and AuxK, of one global batch ``batch["x"]``."""
         n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(batch["x"])
         ends = self._ends(key)
+        fixed = self.prefixes if n == self.n and not self.sampled else None
         held = jax.lax.stop_gradient(params)
         aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
 
@@ -141,7 +143,7 @@ class Matryoshka:
             cut = selection.batch_cut(p, total)
             f = jnp.where(p >= cut, p, 0)
             level = _level(jnp.arange(n), n, ends)
-            args = f, level, params["W_dec"], self.groups, self.matmul_dtype
+            args = f, level, params["W_dec"], self.groups, self.matmul_dtype, fixed
             return objective(params, DenseCodes(f), nested.decode_dense(*args), cut)
 
         def objective(params, codes, parts, cut):
@@ -157,7 +159,7 @@ class Matryoshka:
             lowest = selection.smallest(codes.values)
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, x - each[-1], lowest)
 
-        size = selection.candidates(self.capacity, 8 * self.k, n, 8)
+        size = selection.candidates(self.capacity, 8 * self.k, n, 20 if fixed else 8)
         if not size:
             (loss, found), exact = dense(params), jnp.bool_(True)
         else:

@@ -25,6 +25,9 @@ class ReLU:
       l1_warmup_steps: steps until the full coefficient (the source: 5% of the run).
       decoder_norm: norm of decoder rows at initialisation; W_enc starts as their copy.
       dead_after_tokens: rows without firing after which a latent counts as dead (a metric).
+      b_dec_init: where b_dec starts; b_enc starts at -W_enc b_dec, so that latents see centred rows
+        at first. The source has both at 0 ("zeros"): where rows have a mean far from 0, as those of
+        language models, a quarter of the latents then dies early.
       normalize, matmul_dtype: as in ``TopK``.
     """
 
@@ -35,6 +38,7 @@ class ReLU:
     decoder_norm: float = 0.1
     dead_after_tokens: int = 10_000_000
     normalize: affine.Normalize = "unit_mean_square"
+    b_dec_init: affine.BiasInit = "mean"
     matmul_dtype: Literal["float32", "bfloat16"] = "float32"
 
     codes: ClassVar[type] = DenseCodes
@@ -67,14 +71,15 @@ class ReLU:
         return {"l1": self.l1}
 
     def init(self, key: jax.Array, sample: Batch) -> tuple[Params, Params]:
-        """Random decoder directions of norm ``decoder_norm``, the encoder their copy, biases 0."""
+        """Random decoder directions of norm ``decoder_norm``, the encoder their copy."""
         scale = affine.scale_of(sample["x"], self.normalize)
+        b_dec = affine.centre(sample["x"].astype(jnp.float32) * scale, self.b_dec_init)
         W = self.decoder_norm * affine.unit_rows(jax.random.normal(key, (self.n, self.d_in)))
         params = {
             "W_enc": W,
             "W_dec": W + 0,
-            "b_enc": jnp.zeros((self.n,)),
-            "b_dec": jnp.zeros((self.d_in,)),
+            "b_enc": -(W @ b_dec),
+            "b_dec": b_dec,
             "scale": scale,
         }
         return params, {"since_fired": jnp.zeros((self.n,), jnp.int32)}

@@ -36,6 +36,16 @@ def test_the_loss_is_the_published_sum():
     np.testing.assert_allclose(out.metrics["l0"], np.mean(np.sum(f > 0, 1)), rtol=1e-6)
 
 
+def test_latents_see_centred_rows_at_first():
+    x = sample() + 5
+    params, _ = ReLU(D, N).init(jax.random.key(0), {"x": jnp.asarray(x)})
+    centred = (x - x.mean(0)) * params["scale"]
+    p = np.asarray(x * params["scale"] @ params["W_enc"].T) + np.asarray(params["b_enc"])
+    np.testing.assert_allclose(p, centred @ params["W_enc"].T, atol=1e-5)
+    published, _ = ReLU(D, N, b_dec_init="zeros").init(jax.random.key(0), {"x": jnp.asarray(x)})
+    assert not np.any(published["b_enc"]) and not np.any(published["b_dec"])
+
+
 def test_rescaling_a_latent_changes_no_term():
     sae, x = ReLU(D, N, l1=0.3), sample()
     params, stats = sae.init(jax.random.key(0), {"x": jnp.asarray(x)})
