@@ -30,7 +30,15 @@ def page() -> str:
     found = records()
     lines = ["| study | claim | the paper's figure | ours | verdict |", "|---|---|---|---|---|"]
     lines += [row(record) for record in found]
+    if missing := unrecorded(found):
+        lines += ["", f"Written, without a record yet: {', '.join(missing)}."]
     return "\n".join([HEAD, *lines, "", *map(section, found)])
+
+
+def unrecorded(found: list[dict[str, Any]]) -> list[str]:
+    """Studies that were not run, or whose control is to be found."""
+    studies = {f.stem for f in HERE.glob("*.py") if "\nSTUDY = " in f.read_text()}
+    return sorted(studies - {record["name"] for record in found})
 
 
 def records() -> list[dict[str, Any]]:
