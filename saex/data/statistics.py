@@ -50,16 +50,18 @@ class ColumnStats:
     ) -> ColumnStats:
         """Statistics of rows that come in blocks [rows, *shape] of floating point."""
         total, squares = np.zeros(shape), np.zeros(shape)
-        counts, rows = np.zeros(_BINS, np.int64), 0
+        bins, rows = [np.zeros(0, np.uint32)], 0
         for values in blocks:
             block = values.astype(np.float64)
             rows += len(block)
             total[...] += block.sum(axis=0)
             block *= block
             squares[...] += block.sum(axis=0)
-            norms = np.sqrt(block.reshape(len(block), -1).sum(axis=1))
-            norms = np.minimum(norms, np.finfo(np.float32).max).astype(np.float32)
-            counts += np.bincount(norms.view(np.uint32) >> 16, minlength=_BINS)
+            if shape:
+                norms = np.sqrt(block.reshape(len(block), -1).sum(axis=1))
+                norms = np.minimum(norms, np.finfo(np.float32).max).astype(np.float32)
+                bins.append(norms.view(np.uint32) >> 16)
+        counts = np.bincount(np.concatenate(bins))  # once: there are many bins
         filled = {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
         return ColumnStats(rows, total, squares, filled if shape else None, clipped)
 
