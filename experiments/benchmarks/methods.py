@@ -21,19 +21,20 @@ from measure import REPO, where
 
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "methods"
-# Whose store serves others: what these read besides the quickstart's columns.
+# Whose store a method reads where that is not topk's, which has the quickstart's columns.
 STORES = {
+    **{name: name for name in ("crosscoder", "transcoder", "guided", "gradient_topk")},
     "batch_crosscoder": "crosscoder",
     "multi_layer": "crosscoder",
     "skip_transcoder": "transcoder",
-    **dict.fromkeys(("crosscoder", "transcoder", "guided", "gradient_topk", "crosscoder_models")),
+    "crosscoder_models": "crosscoder_models",
 }
 SCORES = ("fvu", "l0", "cosine", "loss_recovered", "dead_fraction")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    every = sorted((f.stem for f in CONFIGS.glob("*.py")), key=lambda m: (m not in STORES, m))
+    every = sorted((f.stem for f in CONFIGS.glob("*.py")), key=lambda m: (STORES.get(m) != m, m))
     every.remove("topk")
     parser.add_argument("--only", nargs="+", default=["topk", *every], metavar="METHOD")
     parser.add_argument("--runs", default="runs/methods")
@@ -57,7 +58,7 @@ def ran(name: str, runs: pathlib.Path) -> None:
     saex = str(pathlib.Path(sys.executable).with_name("saex"))
     argv = [saex, "train", f"--config={CONFIGS / name}.py"]
     argv.append(f"--workdir={workdir}")
-    owner = STORES.get(name, "topk") or name
+    owner = STORES.get(name, "topk")
     if owner != name:
         argv.append(f"--config.store={runs / owner / 'store'}")
     started = time.perf_counter()

@@ -37,8 +37,12 @@ def page() -> str:
 
 def unrecorded(found: list[dict[str, Any]]) -> list[str]:
     """Studies that were not run, or whose control is to be found."""
-    studies = {f.stem for f in HERE.glob("*.py") if "\nSTUDY = " in f.read_text()}
-    return sorted(studies - {record["name"] for record in found})
+    return sorted({*studies()} - {record["name"] for record in found})
+
+
+def studies() -> list[str]:
+    """All studies, by name."""
+    return sorted(f.stem for f in HERE.glob("*.py") if "\nSTUDY = " in f.read_text())
 
 
 def records() -> list[dict[str, Any]]:

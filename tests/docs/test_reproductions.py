@@ -1,4 +1,4 @@
-"""Studies of methods against their papers: each method has one, the page says what came out."""
+"""Studies of methods against their papers: what they say beforehand, and the page."""
 
 import ast
 import importlib.util
@@ -11,7 +11,6 @@ import pytest
 from saex.sae import SAES
 
 HERE = pathlib.Path(__file__).parents[2] / "experiments" / "reproductions"
-STUDIES = sorted(f.stem for f in HERE.glob("*.py") if "STUDY = Study(" in f.read_text())
 
 
 def table():
@@ -21,6 +20,7 @@ def table():
     return module
 
 
+STUDIES = table().studies()
 RECORDS = {record["name"]: record for record in table().records()}
 
 
