@@ -22,7 +22,16 @@ from saex.data.text import Stdlib
 from saex.harvest import Harvest
 from saex.live import Live, check_live
 from saex.models import MODELS, PocketLM
-from saex.registry import ConfigError, build, identity, near, run_field, section, to_dict
+from saex.registry import (
+    ConfigError,
+    build,
+    choices,
+    identity,
+    near,
+    run_field,
+    section,
+    to_dict,
+)
 from saex.sae import SAES
 from saex.sharding import MeshConfig, check_divisible
 from saex.train.optim import Optim
@@ -271,7 +280,7 @@ def load(file: str, overrides: Sequence[tuple[str, str]] = (), cls: type = Confi
     through its ConfigDict, so that references to it follow.
 
     Raises:
-      ConfigError: no such file, no ``get_config`` in it, an unknown key, or as ``resolve``.
+      ConfigError: no such file, no ``get_config`` in it, an unknown kind or key, or as ``resolve``.
     """
     path, _, arg = file.partition(":")
     if not pathlib.Path(path).is_file():
@@ -282,7 +291,13 @@ def load(file: str, overrides: Sequence[tuple[str, str]] = (), cls: type = Confi
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"--config={path}: the file has no get_config(arg) function")
-    config = module.get_config(arg) if arg else module.get_config()
+    try:
+        config = module.get_config(arg) if arg else module.get_config()
+    except KeyError as err:
+        if err.args != (arg,):
+            raise
+        known = choices(arg, getattr(module, "SAES", ())) or "what its get_config knows"
+        raise ConfigError(f"--config={file}: no kind {arg!r}; choose from {known}") from err
     rest = [(key, text) for key, text in overrides if not _set(config, key, text)]
     if not rest:
         return build(cls, config.to_dict())

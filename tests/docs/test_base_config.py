@@ -60,3 +60,11 @@ def test_what_is_named_by_columns_is_overridden_column_by_column():
         load(str(BASE), [("stream.exclude.label", "spam")])
     with pytest.raises(ConfigError, match="no field 'excluded'"):
         load(str(BASE), [("stream.excluded", "()")])
+
+
+@pytest.mark.parametrize("file", ["base.py", "quickstart.py", "methods/kron.py"])
+def test_a_kind_that_a_file_does_not_have_is_an_error_that_names_those_it_has(file):
+    with pytest.raises(
+        ConfigError, match="no kind 'topq'; choose from .*topk.*did you mean 'topk'"
+    ):
+        load(f"{BASE.parent / file}:topq")
