@@ -65,6 +65,6 @@ def test_what_is_named_by_columns_is_overridden_column_by_column():
 @pytest.mark.parametrize("file", ["base.py", "quickstart.py", "methods/kron.py"])
 def test_a_kind_that_a_file_does_not_have_is_an_error_that_names_those_it_has(file):
     with pytest.raises(
-        ConfigError, match="no kind 'topq'; choose from .*topk.*did you mean 'topk'"
+        ConfigError, match=r"no kind 'topq'; choose from .*topk.*did you mean 'topk'"
     ):
         load(f"{BASE.parent / file}:topq")
