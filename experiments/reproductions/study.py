@@ -148,13 +148,21 @@ def shuffled(columns: Columns, batch: int, seed: int) -> Batches:
 
 
 def trained(
-    sae: Any, batches: Batches, *, steps: int, lr: float, seed: int, sample: Columns | None = None
+    sae: Any,
+    batches: Batches,
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    sample: Columns | None = None,
+    clip: float | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
     """(params, metrics of each step) of saex's own training step on one device.
 
-    ``sample`` (by default the batch that would come after the last) initialises the dictionary.
+    ``sample`` (by default the batch that would come after the last) initialises the dictionary;
+    ``clip``: as in ``Optim``.
     """
-    optim, mesh = Optim(lr=lr), make_mesh(MeshConfig())
+    optim, mesh = Optim(lr=lr, clip=clip), make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         first = {k: jnp.asarray(v) for k, v in (sample or batches(steps)).items()}
         key = jax.random.fold_in(jax.random.key(seed), 1)
@@ -232,6 +240,7 @@ def tried(
     lr: float,
     seed: int,
     batch: int = 1024,
+    clip: float | None = None,
     finish: Callable[[Any], Any] = lambda params: params,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -240,7 +249,7 @@ def tried(
     ``finish``: what is done to the params in between. ``settings`` are noted in the run.
     """
     batches = shuffled({"x": train}, batch, seed)
-    params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed)
+    params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed, clip=clip)
     params = finish(params)
     return {"method": name, **settings, "lr": lr, "seed": seed, **scores(sae, params, test)}
 

@@ -31,14 +31,28 @@ class RowBuffer:
         stored = {n: c for n, c in quantise.with_parts(columns).items() if c.stored}
         self._max_rows = max_bytes // max(1, sum(c.row_bytes for c in stored.values()))
         self._arrays = {n: np.empty((0, *c.shape), c.numpy_dtype) for n, c in stored.items()}
+        self._ordered = dict(self._arrays)
         self._codes = {n: Codes() for n, c in columns.items() if c.dtype == STRING}
         self.clear()
 
-    def view(self) -> dict[str, np.ndarray]:
+    def view(self, order: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The rows, [rows, *shape] by array as it will be on disk (strings: see `strings`); valid
         until the next call of another method.
+
+        Args:
+          order: [rows] which row is where; None: as they came.
         """
-        return {name: array[: self.rows] for name, array in self._arrays.items()}
+        rows = {name: array[: self.rows] for name, array in self._arrays.items()}
+        if order is None:
+            return rows
+        for name, array in self._arrays.items():
+            if self._ordered[name].shape != array.shape:
+                self._ordered[name] = np.empty_like(array)
+        # mode="clip" lets numpy write into `out` without a buffer between.
+        return {
+            name: np.take(values, order, 0, self._ordered[name][: self.rows], "clip")
+            for name, values in rows.items()
+        }
 
     def strings(self, name: str, codes: np.ndarray) -> tuple[list[str], np.ndarray]:
         """The strings behind numbers of a column of the view, sorted, and each one's place."""

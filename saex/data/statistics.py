@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,20 +50,23 @@ class ColumnStats:
         blocks: Iterable[np.ndarray], shape: tuple[int, ...], clipped: int = 0
     ) -> ColumnStats:
         """Statistics of rows that come in blocks [rows, *shape] of floating point."""
-        total, squares = np.zeros(shape), np.zeros(shape)
+        total, squares = np.zeros((2, math.prod(shape)))
         bins, rows = [np.zeros(0, np.uint32)], 0
         for values in blocks:
             block = values.astype(np.float64)
             rows += len(block)
-            total[...] += block.sum(axis=0)
-            block *= block
-            squares[...] += block.sum(axis=0)
+            flat = block.reshape(len(block), -1)
+            ones = np.ones(len(flat))  # products with ones: BLAS adds twice as fast as numpy
+            total += ones @ flat
+            flat *= flat
+            squares += ones @ flat
             if shape:
-                norms = np.sqrt(block.reshape(len(block), -1).sum(axis=1))
+                norms = np.sqrt(flat @ np.ones(flat.shape[1]))
                 norms = np.minimum(norms, np.finfo(np.float32).max).astype(np.float32)
                 bins.append(norms.view(np.uint32) >> 16)
         counts = np.bincount(np.concatenate(bins))  # once: there are many bins
         filled = {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+        total, squares = total.reshape(shape), squares.reshape(shape)
         return ColumnStats(rows, total, squares, filled if shape else None, clipped)
 
     def merge(self, other: ColumnStats) -> ColumnStats:

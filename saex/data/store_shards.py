@@ -38,9 +38,14 @@ def open_array(
 
 
 def write_arrays(arrays: Sequence[tuple[Any, np.ndarray]]) -> None:
-    """Writes whole arrays side by side and waits. Raises ValueError (tensorstore's) on failure."""
-    # One write per array: the shard is encoded once, not read and written again per chunk.
-    for pending in [array.write(rows) for array, rows in arrays]:
+    """Writes whole arrays side by side and waits. Raises ValueError (tensorstore's) on failure.
+
+    The arrays must not be used again afterwards: they may still refer to the memory of `rows`.
+    """
+    # One write per array: the shard is encoded once, not read and written again per chunk. From
+    # the rows where they lie, which halves a write's time; a copy only guards against changes.
+    write = {"can_reference_source_data_indefinitely": True}
+    for pending in [array.write(rows, **write) for array, rows in arrays]:
         pending.result()
 
 

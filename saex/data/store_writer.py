@@ -282,10 +282,10 @@ class StoreWriter:
         return Segment(folder.name, self.buffered, cursor, files, self._buffer.dropped), part
 
     def _write_files(self, folder: Path) -> dict[str, ColumnStats]:
-        columns, rows = self._manifest.columns, self._buffer.view()
+        columns, order = self._manifest.columns, None
         if self._shuffle is not None:
             order = permutation(self.buffered, *self._shuffle)
-            rows = {name: values[order] for name, values in rows.items()}
+        rows = self._buffer.view(order)
         chunk = self._manifest.chunk_rows
         strings = {}
         for name in (n for n, c in columns.items() if c.dtype == STRING):
