@@ -9,15 +9,14 @@ from study import trained
 
 from saex.sae import SAES
 
-CLIP = 0.01  # of methods with penalties, whose configurations have it
+CLIP = 0.01  # as the configurations have it
 
 
 def train(method: str, s: Settings, data: Data, value: float, lr: float, seed: int) -> Trained:
     """Rows go in raw: params hold their scale."""
     sae = _sae(method, s, value)
-    clip = CLIP if method in ("relu", "gated", "jump_relu") else None
     params, _ = trained(
-        sae, data.batches, steps=s.steps, lr=lr, seed=seed, sample=dict(data.sample), clip=clip
+        sae, data.batches, steps=s.steps, lr=lr, seed=seed, sample=dict(data.sample), clip=CLIP
     )
     data.done()
 

@@ -23,6 +23,7 @@ from study import (
     told,
     trained,
 )
+from sweep import CLIP
 from synthetic import Make, cosines, directions, drawn, found, precise, zipf
 
 from saex.sae import BatchTopK, JumpReLU, ReLU, TopK
@@ -67,7 +68,7 @@ def one(kind: str, name: str, sae, lr: float, seed: int, steps: int) -> dict:
     """One run with what it found."""
     D, train, test = data(kind, seed)
     batches = shuffled({"x": train}, BATCH, seed)
-    params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed)
+    params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed, clip=CLIP)
     if name == "batch_topk":
         threshold = estimate_threshold(sae, params, jnp.asarray(train[:8192]))
         params = {**params, "threshold": threshold}

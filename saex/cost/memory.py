@@ -56,7 +56,8 @@ class HeldByTPU:
       weights: the same of what AuxK's loops read, made before them and kept: both weights in
         bfloat16, as which a TPU multiplies float32 too.
       gathered: the same with fsdp: both weights whole.
-      update: the same in the optimiser: the decoder's gradient once more, projected.
+      update: the same in the optimiser after dense codes: the decoder's gradient once more,
+        projected. After sparse ones it works in place.
       rows: [b, d] meanwhile: the kernel's operand of both x and the gradient, and x in bfloat16.
       half, whole: [b, n] of the gradient of dense codes: in bfloat16, or with latents split.
     """
@@ -160,10 +161,7 @@ def _on_tpu(sae: Any, b: int, mesh: MeshConfig, slots: int, vmem: int) -> dict[s
     has_aux = bool(getattr(sae, "aux_coefficient", 0))
     kept = (TPU.weights if has_aux else 0) + (TPU.gathered if mesh.strategy == "fsdp" else 0)
     if is_sparse(sae):
-        moments = {
-            "gradients": (TPU.gradients + kept) * matrix + TPU.rows * row,
-            "update": TPU.update * matrix,
-        }
+        moments = {"gradients": (TPU.gradients + kept) * matrix + TPU.rows * row}
     else:
         codes = 4 * b * n
         gradient = (TPU.whole if mesh.model > 1 else TPU.half) * codes

@@ -51,7 +51,8 @@ class ColumnStats:
     ) -> ColumnStats:
         """Statistics of rows that come in blocks [rows, *shape] of floating point."""
         total, squares = np.zeros((2, math.prod(shape)))
-        bins, rows = [np.zeros(0, np.uint32)], 0
+        bins: list[np.ndarray] = [np.zeros(0, np.uint32)]
+        rows = 0
         for values in blocks:
             block = values.astype(np.float64)
             rows += len(block)

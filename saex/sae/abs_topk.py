@@ -37,6 +37,7 @@ class AbsTopK:
     codes: ClassVar[type] = SparseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
@@ -86,13 +87,9 @@ class AbsTopK:
         metrics = {"mse": mse, **losses.figures(x, x - y, codes, dead)}
         return 0.5 * self.d_in * mse, Out(metrics, stats, y)
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _encode(self, params: Params, x: Any, k: Any) -> SparseCodes:
         weights = params["b_dec"], params["W_enc"], params["b_enc"]

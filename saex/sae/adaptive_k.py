@@ -62,6 +62,7 @@ class AdaptiveK:
     codes: ClassVar[type] = SparseCodes
     columns: ClassVar[tuple[str, ...]] = ("x", "complexity")
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         affine.check_dead_after(self.dead_after_tokens)
@@ -160,13 +161,9 @@ class AdaptiveK:
         total = mse + hyper["l1"] * l1 + hyper["aux_coefficient"] * aux
         return total + hyper["probe_weight"] * tuning, Out(metrics, after, y)
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def latents_of(self, complexity: Any) -> jax.Array:
         """k, int32, of predicted complexities (0 to 10; beyond, clipped)."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from saex.kernels import zeros_as
+from saex.kernels.adam.reference import unit_rows
 from saex.kernels.encode_topk import pre_activations
 from saex.kernels.sparse_affine import sparse_affine, sparse_affine_aux
 from saex.kernels.sparse_affine.dead import largest, listed
@@ -271,16 +272,6 @@ def centre(x: Float[Array, "b d"], how: BiasInit) -> Float[Array, " d"]:
     return jax.lax.fori_loop(0, 100, weiszfeld, mean)
 
 
-def unit_rows(W: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Rows scaled to norm 1."""
-    return W / jnp.maximum(jnp.linalg.norm(W, axis=1, keepdims=True), 1e-12)
-
-
-def tangent(W: Float[Array, "n d"], g: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """g without each row's part along the (unit) row of W."""
-    return g - jnp.sum(g * W, axis=1, keepdims=True) * W
-
-
 def tied_init(key: jax.Array, d: int, n: int) -> Float[Array, "n d"]:
     """Uniform(-1/sqrt(d), 1/sqrt(d)) rows: the encoder, whose unit rows the decoder starts from."""
     bound = d**-0.5
@@ -299,17 +290,6 @@ def tally(
 def latents_for_aux(k_aux: int | None, d: int, n: int) -> int:
     """k_aux, or the power of two nearest to d / 2; at most n."""
     return min(k_aux or 2 ** round(math.log2(max(d / 2, 1))), n)
-
-
-def tangent_decoder(params: Params, grads: Params) -> Params:
-    """Gradients without the part along each (unit) decoder row."""
-    return {**grads, "W_dec": tangent(params["W_dec"], grads["W_dec"])}
-
-
-def unit_decoder(state: Any) -> Any:
-    """The state with decoder rows back at unit norm."""
-    params = {**state.params, "W_dec": unit_rows(state.params["W_dec"])}
-    return state.replace(params=params)
 
 
 LONGEST_COUNT = 2**30  # rows; counters stop here, since an int32 turns negative at 2^31

@@ -118,6 +118,11 @@ class Dictionary(Protocol):
         """Params that ``loss`` sets anew in each step (``Out.frozen``); not trainable."""
         ...
 
+    @property
+    def unit_rows(self) -> tuple[str, ...]:
+        """Trainable matrices whose rows keep norm 1: the optimiser moves them along the sphere."""
+        ...
+
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """{"params": name -> ArraySpec, "stats": name -> ArraySpec}."""
         ...
@@ -148,12 +153,8 @@ class Dictionary(Protocol):
         """
         ...
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Gradients as the optimiser shall see them (for instance tangent to unit rows)."""
-        ...
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """All that is not a gradient: projections, bias rules, resampling; global arrays."""
+        """All that is not a gradient: bias rules, resampling, what is made of others; global."""
         ...
 
 

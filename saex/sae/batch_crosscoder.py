@@ -51,6 +51,7 @@ class BatchCrosscoder:
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ("threshold",)
+    unit_rows: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         sites.check_widths(self.site_widths, self.d_in)
@@ -168,10 +169,6 @@ class BatchCrosscoder:
         cut = selection.follow(stats["cut"], lowest, self.threshold_rate)
         metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": cut}
         return loss, Out(metrics, {**after, "cut": cut}, y, {"threshold": cut / N})
-
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Unchanged: norms are free."""
-        return grads
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

@@ -51,6 +51,7 @@ class BatchTopK:
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ("threshold",)
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
@@ -122,13 +123,9 @@ class BatchTopK:
         metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
         return loss, Out(metrics, stats, y, {"threshold": threshold})
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     @property
     def aux_latents(self) -> int:

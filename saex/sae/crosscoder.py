@@ -64,6 +64,7 @@ class Crosscoder:
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         sites.check_widths(self.site_widths, self.d_in)
@@ -134,10 +135,6 @@ class Crosscoder:
         metrics |= sites.fvus(x, x - y, self.site_widths)
         total = squares + hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
         return total, Out(metrics, stats, y)
-
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Unchanged: norms are free."""
-        return grads
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

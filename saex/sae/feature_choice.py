@@ -53,6 +53,7 @@ class FeatureChoice:
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ("threshold",)
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
@@ -131,13 +132,9 @@ class FeatureChoice:
         total = mse + hyper["aux_coefficient"] * aux_zipf
         return total, Out(metrics, zipf.refresh(after, due), y, {"threshold": threshold})
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _cuts(self, p: Any, law: Any, key: Any, choosing: Any, k: Any) -> Any:
         """From which value on each latent keeps a row: its own cut, or the whole batch's."""

@@ -47,6 +47,7 @@ class Gated:
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -111,13 +112,9 @@ class Gated:
         l1 = hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
         return squares + l1 + by_gate, Out(metrics, stats, y)
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _paths(self, params: Params, x: Any) -> tuple[Any, DenseCodes]:
         """(gates' pre-activations [b, n], codes)."""

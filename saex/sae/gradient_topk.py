@@ -53,6 +53,7 @@ class GradientTopK:
     codes: ClassVar[type] = SparseCodes
     columns: ClassVar[tuple[str, ...]] = ("x", "gradient")
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
@@ -128,13 +129,9 @@ class GradientTopK:
         metrics |= losses.figures(x, x - y, codes, dead)
         return mse + hyper["aux_coefficient"] * aux_k, Out(metrics, stats, y)
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _choose(
         self, params: Params, x: Any, g: Any, k: Any, beta: Any

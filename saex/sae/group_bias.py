@@ -58,6 +58,7 @@ class GroupBias:
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ("b_enc", "W_dec")
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_enc",)
 
     def __post_init__(self) -> None:
         affine.check_dead_after(self.dead_after_tokens)
@@ -146,15 +147,10 @@ class GroupBias:
         frozen = {"b_enc": b_enc, "W_dec": params["W_dec"]}
         return 0.5 * squares, Out(metrics, stats, x_hat, jax.lax.stop_gradient(frozen))
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each row of W_enc."""
-        return {**grads, "W_enc": affine.tangent(params["W_enc"], grads["W_enc"])}
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Rows of W_enc back to unit norm, and W_dec made of them."""
-        W = affine.unit_rows(state.params["W_enc"])
-        W_dec = state.params["amplitude"][:, None] * W
-        return state.replace(params={**state.params, "W_enc": W, "W_dec": W_dec})
+        """W_dec made of W_enc."""
+        W_dec = state.params["amplitude"][:, None] * state.params["W_enc"]
+        return state.replace(params={**state.params, "W_dec": W_dec})
 
     def _encode(self, params: Params, x: Any) -> tuple[Float[Array, "b n"], DenseCodes]:
         """(y, codes)."""

@@ -55,6 +55,7 @@ class Guided:
     codes: ClassVar[type] = SparseCodes
     columns: ClassVar[tuple[str, ...]] = ("x", "label")
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         self.plain()  # checks what it shares
@@ -108,13 +109,9 @@ class Guided:
         metrics = {**out.metrics, "label_loss": entropy, "label_accuracy": right}
         return loss + hyper["label_coefficient"] * entropy, out.replace(metrics=metrics)
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _labels(self, params: Params, x: Any, label: Any) -> tuple[Any, Any]:
         """(cross-entropy, share of the known labels that are predicted), of one global batch."""

@@ -54,6 +54,7 @@ class JumpReLU:
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         affine.check_dead_after(self.dead_after_tokens)
@@ -154,13 +155,9 @@ class JumpReLU:
         metrics["fallback"] = 1 - exact.astype(jnp.float32)
         return loss, Out(metrics, stats, y)
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _jump(self, p: Any, theta: Any) -> tuple[Any, Any]:
         """(f, 1 where f is active) of pre-activations, with the straight-through gradients."""

@@ -55,6 +55,7 @@ class JumpReLUTanh:
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         affine.check_dead_after(self.dead_after_tokens)
@@ -133,10 +134,6 @@ class JumpReLUTanh:
         grown = whole if steps is None else losses.ramp(step, steps)
         total = squares + hyper["sparsity"] * grown * active + hyper["pre_activation"] * off
         return total, Out(metrics, stats, y)
-
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Unchanged: norms are free."""
-        return grads
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

@@ -59,6 +59,7 @@ class MatchingPursuit:
     codes: ClassVar[type] = SparseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
@@ -144,13 +145,9 @@ class MatchingPursuit:
         metrics |= losses.figures(x, r, codes, dead)
         return mse + hyper["aux_coefficient"] * aux_k, Out(metrics, stats, x - r)
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each atom."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Atoms back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _pursue(self, D: Any, r: Any, k: Any, tolerance: float, allowed: Any = None) -> tuple:
         """The steps, without gradients: (values, indices, mine), [b, self.k] each.

@@ -60,6 +60,7 @@ class Matryoshka:
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ("threshold",)
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         self.whole()  # checks what it shares
@@ -184,13 +185,9 @@ class Matryoshka:
         metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
         return loss, Out(metrics, stats, y, {"threshold": threshold})
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _ends(self, key: Any) -> Any:
         """m_1 .. m_G of this step, int32 [G]."""

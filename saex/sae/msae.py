@@ -50,6 +50,7 @@ class MSAE:
     codes: ClassVar[type] = SparseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         affine.check_dead_after(self.dead_after_tokens)
@@ -122,13 +123,9 @@ class MSAE:
         metrics |= losses.figures(x, residuals[0], active, dead)
         return loss, Out(metrics, stats, x - residuals[0])
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _plain(self) -> TopK:
         shared = {f.name for f in dataclasses.fields(TopK)} & {

@@ -49,6 +49,7 @@ class MultiLayer:
     codes: ClassVar[type] = SparseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
@@ -133,13 +134,9 @@ class MultiLayer:
         reconstruction = y.reshape(batch["x"].shape)
         return fvu + hyper["aux_coefficient"] * aux_k, Out(metrics, stats, reconstruction)
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _examples(self, x: Any) -> Any:
         """[b, sites * d] to [b * sites, d], float32; the sites of a row follow each other."""

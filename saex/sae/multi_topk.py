@@ -43,6 +43,7 @@ class MultiTopK:
     codes: ClassVar[type] = SparseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
@@ -110,13 +111,9 @@ class MultiTopK:
         total = mse + hyper["wide_weight"] * wide + hyper["aux_coefficient"] * aux
         return total, Out(metrics, stats, y)
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _split(self, params: Params, x: Any, k: Any) -> tuple[SparseCodes, SparseCodes]:
         """A row's k largest latents, and those that the wide sum has besides."""

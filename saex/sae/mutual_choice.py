@@ -49,6 +49,7 @@ class MutualChoice:
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ("threshold",)
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
@@ -130,10 +131,6 @@ class MutualChoice:
         metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
         return loss, Out(metrics, zipf.refresh(stats, due), y, {"threshold": threshold})
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state

@@ -91,17 +91,6 @@ def rows_offset(b_local: int) -> Any:
     return jax.lax.axis_index(DATA) * b_local if _bound(DATA) else 0
 
 
-def normal(key: Any, b_local: int, n_local: int) -> Float[Array, "b n"]:
-    """Standard normal numbers, one a row and latent: this device's part of the same on any mesh.
-
-    A device draws its rows' numbers of all latents.
-    """
-    rows = rows_offset(b_local) + jnp.arange(b_local)
-    n = n_local * _size(MODEL)
-    drawn = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), (n,)))(rows)
-    return jax.lax.dynamic_slice_in_dim(drawn, latents_offset(n_local), n_local, axis=1)
-
-
 def select_topk(
     x: Float[Array, "b d"],
     b_pre: Float[Array, " d"],
@@ -315,6 +304,28 @@ def _over_mesh(fn: Callable, args: tuple, in_axes: tuple, out_axes: Any, rows: A
     out_specs = jax.tree.map(to_spec, out_axes, is_leaf=_is_axes)
     args = tuple(_reshard(a, s) for a, s in zip(args, in_specs))
     return jax.shard_map(lambda *a: fn(*a), in_specs=in_specs, out_specs=out_specs)(*args)
+
+
+def on_rows(fn: Callable, matrices: tuple, scalars: tuple) -> Any:
+    """``fn(matrices, scalars) -> (matrices, sums)`` on each device's rows of matrices [n, d] that
+    lie alike, ``rows_whole``; sums are scalars, and come out over all rows.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return fn(matrices, scalars)
+    where = jax.typeof(matrices[0]).sharding.spec
+    split = where[0] if where else None
+
+    def part(matrices, scalars):
+        new, sums = fn(matrices, scalars)
+        return new, jax.lax.psum(sums, split) if split else sums
+
+    in_specs, out_specs = (where, jax.P()), (where, jax.P())
+    return jax.shard_map(part, in_specs=in_specs, out_specs=out_specs)(matrices, scalars)
+
+
+def rows_whole(matrix: Any) -> bool:
+    """Whether each device that holds some of a row of the matrix holds all of it."""
+    return not any(jax.typeof(matrix).sharding.spec[1:])
 
 
 def _globalise(codes: Codes, n: int, k: int) -> Codes:

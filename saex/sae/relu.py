@@ -44,6 +44,7 @@ class ReLU:
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -108,10 +109,6 @@ class ReLU:
         metrics = {"mse": squares, "l1": l1, **losses.figures(x, x - y, codes, dead)}
         total = squares + hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
         return total, Out(metrics, stats, y)
-
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Unchanged: norms are free."""
-        return grads
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

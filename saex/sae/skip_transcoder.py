@@ -47,6 +47,7 @@ class SkipTranscoder:
     codes: ClassVar[type] = SparseCodes
     columns: ClassVar[tuple[str, ...]] = ("x", "y")
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
@@ -130,10 +131,6 @@ class SkipTranscoder:
         metrics = {"mse": mse, "aux_k": aux_k, "aux_served": served}
         metrics |= losses.figures(y, y - y_hat, codes, dead)
         return mse + hyper["aux_coefficient"] * aux_k, Out(metrics, stats, y_hat)
-
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Unchanged: norms are free."""
-        return grads
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

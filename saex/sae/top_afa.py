@@ -51,6 +51,7 @@ class TopAFA:
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         affine.check_dead_after(self.dead_after_tokens)
@@ -130,13 +131,9 @@ class TopAFA:
         metrics["fallback"] = 1 - exact.astype(jnp.float32)
         return loss, Out(metrics, stats, y)
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _candidates(self, params: Params, batch: Batch) -> tuple[Any, Any, Any]:
         """(values, indices, exact): the kept ones of each row's largest, where that is all."""

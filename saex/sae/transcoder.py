@@ -46,6 +46,7 @@ class Transcoder:
     codes: ClassVar[type] = DenseCodes
     columns: ClassVar[tuple[str, ...]] = ("x", "y")
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         for name in ("d_in", "d_out", "n"):
@@ -112,13 +113,9 @@ class Transcoder:
         total = squares + hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
         return total, Out(metrics, stats, y_hat)
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _encode(self, params: Params, x: Any) -> DenseCodes:
         weights = (params["b_in"], params["W_enc"], params["b_enc"])

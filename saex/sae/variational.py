@@ -61,6 +61,7 @@ class Variational:
     codes: ClassVar[type] = SparseCodes
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
 
     def __post_init__(self) -> None:
         self.plain()  # checks what it shares
@@ -127,7 +128,7 @@ class Variational:
         log_variance = self._log_variance(params, x, mu)
         z = mu
         if self.variance != "none":
-            z = mu + jnp.exp(log_variance / 2) * ops.normal(key, *mu.shape)
+            z = mu + jnp.exp(log_variance / 2) * normal(key, mu)
         codes = self._largest(z, hyper["k"])
         stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
         y = affine.decode(params, codes)
@@ -144,13 +145,9 @@ class Variational:
         kl = hyper["kl_coefficient"] * losses.ramp(step, self.kl_warmup_steps) * kl
         return mse + kl + hyper["aux_coefficient"] * aux_k, Out(metrics, stats, y)
 
-    def project_gradients(self, params: Params, grads: Params) -> Params:
-        """Without the part along each decoder row."""
-        return affine.tangent_decoder(params, grads)
-
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """Decoder rows back to unit norm."""
-        return affine.unit_decoder(state)
+        """Nothing."""
+        return state
 
     def _log_variance(self, params: Params, x: Any, mu: Any) -> Any:
         if self.variance != "learned":
@@ -175,3 +172,14 @@ def divergence(
 ) -> Float[Array, "*shape"]:
     """KL(N(mu, sigma^2) || N(0, 1)) of each entry, in nats."""
     return 0.5 * (jnp.exp(log_variance) + jnp.square(mu) - 1 - log_variance)
+
+
+def normal(key: Any, like: Float[Array, "b n"]) -> Float[Array, "b n"]:
+    """Standard normal numbers, one a row and latent: this device's part of the same on any mesh.
+
+    A device draws its rows' numbers of all latents.
+    """
+    (b_local, n_local), n = like.shape, ops.latents_count(like[0])
+    rows = ops.rows_offset(b_local) + jnp.arange(b_local)
+    drawn = jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), (n,)))(rows)
+    return jax.lax.dynamic_slice_in_dim(drawn, ops.latents_offset(n_local), n_local, axis=1)

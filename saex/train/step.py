@@ -1,5 +1,6 @@
 """One update: loss, gradients, optimiser, and what the method does after a step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from saex.sae.base import split
 from saex.sharding import member_axis
+from saex.train.descent import descend, descend_fused, fused
 from saex.train.optim import Optim
 from saex.train.state import TrainState
 from saex.typing import Batch, Params
@@ -32,7 +34,6 @@ def update(sae: Any, optim: Optim, steps: int) -> Callable:
     On a mesh with a sweep axis every array but the batch has a leading axis of members. Their
     losses are summed, which leaves each its own gradient; what follows is mapped over them.
     """
-    tx = optim.transformation()
     specs = sae.specs()["params"]
 
     def step_fn(state: TrainState, batch: Batch, key: jax.Array, hyper: Params):
@@ -47,11 +48,10 @@ def update(sae: Any, optim: Optim, steps: int) -> Callable:
             return jnp.sum(loss), (loss, out)
 
         (_, (loss, out)), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
-        grads = each(sae.project_gradients)(state.params, grads)
-        norm = each(_norm)(grads)
-        updates, opt_state = each(tx.update)(grads, state.opt_state, trainable)
         lr = hyper["lr"] * optim.factor(state.step, steps)
-        trainable = each(_descend)(trainable, updates, lr)
+        how = descend_fused if fused(optim, sae) and not members else descend
+        down = each(functools.partial(how, optim, sae.unit_rows))
+        trainable, opt_state, norm, total = down(trainable, grads, state.opt_state, lr)
         state = state.replace(
             step=state.step + 1,
             params={**trainable, **frozen, **out.frozen},
@@ -59,24 +59,16 @@ def update(sae: Any, optim: Optim, steps: int) -> Callable:
             stats=out.stats,
         )
         state = each(lambda s, o, k: sae.after_step(s, o, batch, k))(state, out, key)
-        finite = each(_finite)(loss, state.params)
+        finite = each(_finite)(loss, total, {k: state.params[k] for k in frozen})
         metrics = {**out.metrics, "loss": loss, "grad_norm": norm, "lr": lr, "finite": finite}
         return state, metrics
 
     return step_fn
 
 
-def _norm(grads: Params) -> jax.Array:
-    return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-
-
-def _descend(params: Params, updates: Any, lr: jax.Array) -> Params:
-    return jax.tree.map(lambda p, u: p - lr * u, params, updates)
-
-
-def _finite(loss: jax.Array, params: Params) -> jax.Array:
-    finite = jnp.isfinite(loss)
-    for p in jax.tree.leaves(params):
+def _finite(loss: jax.Array, total: jax.Array, frozen: Params) -> jax.Array:
+    finite = jnp.isfinite(loss) & jnp.isfinite(total)
+    for p in jax.tree.leaves(frozen):
         finite &= jnp.isfinite(jnp.sum(p))
     return finite
 

@@ -9,6 +9,10 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from saex.kernels.adam import Scalars
+from saex.kernels.adam import cases as adam_cases
+from saex.kernels.adam import pallas_tpu as adam_tpu
+from saex.kernels.adam import reference as adam_ref
 from saex.kernels.encode_topk import pallas_tpu as encode_tpu
 from saex.kernels.encode_topk import reference as encode_ref
 from saex.kernels.sparse_affine import pallas_tpu as affine_tpu
@@ -30,6 +34,7 @@ pytestmark = pytest.mark.interpreted  # a stage of its own in .ci/run: minutes o
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
+    monkeypatch.setattr(adam_tpu, "VMEM", 0)  # 8 rows a block
     monkeypatch.setattr(decode_tpu, "ROWS", 8)
     monkeypatch.setattr(decode_tpu, "RING", 3)
     for name, size in {"TILE": 16, "CHUNK": 16}.items():
@@ -298,3 +303,27 @@ def test_sparse_affine_on_the_tpu_backend_has_the_gradients_of_the_reference():
         return jax.grad(loss, argnums=range(5))(*weights)
 
     close(interpreted(grads, "pallas_tpu"), grads("reference"))
+
+
+# -------------------------------------------------------------------------------------------- Adam
+
+
+def adam_args(n, d):
+    rows, g, mu = normal(n, (n, d), (n, d), (n, d))
+    scalars = Scalars(*map(jnp.float32, (0.1, 0.2, 0.003, 0.7)))
+    return adam_ref.unit_rows(rows), g, mu, mu * mu, scalars, (0.9, 0.999), 1e-8
+
+
+@pytest.mark.parametrize("unit", [True, False])
+@pytest.mark.parametrize("case", adam_cases.SMALL)
+def test_adam(case, unit):
+    args = adam_args(*adam_cases.SMALL[case])
+    close(interpreted(adam_tpu.adam, *args, unit), adam_ref.adam(*args, unit), atol=1e-4)
+
+
+def test_sums_over_rows_beyond_the_matrix_are_found_out(monkeypatch):
+    plain = adam_tpu._kernel
+    monkeypatch.setattr(adam_tpu, "_kernel", lambda n, *args: plain(n + 8, *args))
+    args = adam_args(*adam_cases.SMALL["ragged"])
+    with pytest.raises(AssertionError):
+        close(interpreted(adam_tpu.adam, *args, True), adam_ref.adam(*args, True), atol=1e-4)

@@ -73,7 +73,7 @@ def test_the_mean_predictor_scores_one():
     np.testing.assert_allclose([float(loss), float(out.metrics["fvu"])], 1, rtol=1e-4)
 
 
-def test_only_chosen_latents_get_a_gradient_and_decoder_gradients_are_tangent():
+def test_only_chosen_latents_get_a_gradient():
     sae, x = TopK(D, N, K), sample(4)
     params, stats = init(sae)
     grads = toy.grads_of(loss_of, sae, params, stats, x)
@@ -81,8 +81,6 @@ def test_only_chosen_latents_get_a_gradient_and_decoder_gradients_are_tangent():
     assert 0 < chosen.sum() < N
     assert not np.asarray(grads["W_enc"])[~chosen].any()
     assert np.asarray(grads["W_enc"])[chosen].any(1).all()
-    tangent = sae.project_gradients(params, grads)["W_dec"]
-    np.testing.assert_allclose(np.sum(tangent * params["W_dec"], 1), 0, atol=1e-6)
 
 
 def test_traced_k_below_the_bound_selects_k():

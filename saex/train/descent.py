@@ -1,0 +1,99 @@
+"""What gradients make of the params: optax, or where it pays one pass over each matrix."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from saex.kernels import target
+from saex.kernels.adam import Scalars, adam, reference
+from saex.kernels.adam.reference import tangent, unit_rows
+from saex.sae import ops
+from saex.sae.base import SparseCodes
+from saex.train.optim import Optim
+from saex.typing import Params
+
+
+class Descended(NamedTuple):
+    """params, opt_state: after the update. norm: of the gradient, made tangent, before clipping.
+    total: sum of all params, finite if they are.
+    """
+
+    params: Any
+    opt_state: Any
+    norm: jax.Array
+    total: jax.Array
+
+
+def descend(
+    optim: Optim, units: Sequence[str], params: Params, grads: Params, state: Any, rate: Any
+) -> Descended:
+    """One update of the trainable params by the optax chain of ``optim``.
+
+    Args:
+      units: matrices whose rows have norm 1. Their gradient is taken without the part along each
+        row, so that the step does not fight what follows: rows are brought back to norm 1.
+      params, grads: by name. state: of the chain. rate: the step's learning rate, traced.
+    """
+    grads = {k: tangent(params[k], g) if k in units else g for k, g in grads.items()}
+    norm = optax.tree.norm(grads)
+    updates, state = optim.transformation().update(grads, state, params)
+    params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+    params = {k: unit_rows(p) if k in units else p for k, p in params.items()}
+    return Descended(params, state, norm, _total(params))
+
+
+def descend_fused(
+    optim: Optim,
+    units: Sequence[str],
+    params: Params,
+    grads: Params,
+    state: Any,
+    rate: Any,
+    impl: str | None = None,
+) -> Descended:
+    """``descend`` to rounding, with one kernel for each matrix (``kernels.adam``).
+
+    The norm that clipping compares must be known before, which reads each gradient once more.
+
+    Args:
+      impl: backend of ``kernels.adam``; the others as in ``descend``.
+    """
+    factor = jnp.ones(())
+    if optim.clip is not None:
+        made = {k: tangent(params[k], g) if k in units else g for k, g in grads.items()}
+        factor = jnp.minimum(1.0, optim.clip / optax.tree.norm(made))
+    moments: Any = state[-1]
+    count = optax.safe_increment(moments.count)
+    scalars = Scalars(rate, 1 - optim.b1**count, 1 - optim.b2**count, factor)
+    updated, squares, total = {}, jnp.zeros(()), jnp.zeros(())
+    for k, p in params.items():
+        whole = p.ndim == 2 and ops.rows_whole(p)  # else a vector, or rows that devices share
+        how: Any = functools.partial(adam, impl=impl) if whole else reference.adam
+
+        def one(arrays, scalars, how=how, unit=k in units):
+            out = how(*arrays, Scalars(*scalars), (optim.b1, optim.b2), optim.eps, unit)
+            return tuple(out[:3]), tuple(out[3:])
+
+        arrays = (p, grads[k], moments.mu[k], moments.nu[k])
+        mapped = functools.partial(ops.on_rows, one) if whole else one
+        updated[k], sums = mapped(arrays, tuple(scalars))
+        squares, total = squares + sums[0], total + sums[1]
+    params, mu, nu = ({k: v[i] for k, v in updated.items()} for i in range(3))
+    moments = optax.ScaleByAdamState(count, mu, nu)
+    return Descended(params, (*state[:-1], moments), jnp.sqrt(squares), total)
+
+
+def fused(optim: Optim, sae: Any) -> bool:
+    """Whether ``descend_fused`` is for the target: see the table in ``kernels.adam``.
+
+    Not for dense codes, where XLA moves the weights in the matmul that makes their gradient.
+    """
+    return target() == "tpu" and optim.moments == "float32" and sae.codes is SparseCodes
+
+
+def _total(params: Params) -> jax.Array:
+    return sum((jnp.sum(p) for p in params.values()), jnp.zeros(()))
