@@ -9,15 +9,14 @@ from study import trained
 
 from saex.sae import SAES
 
-CLIP = 0.01  # as the configurations have it
+CLIP = {"topk": None, "batch_topk": None}  # else 0.01, as the configurations have it
 
 
 def train(method: str, s: Settings, data: Data, value: float, lr: float, seed: int) -> Trained:
     """Rows go in raw: params hold their scale."""
     sae = _sae(method, s, value)
-    params, _ = trained(
-        sae, data.batches, steps=s.steps, lr=lr, seed=seed, sample=dict(data.sample), clip=CLIP
-    )
+    how = {"steps": s.steps, "lr": lr, "seed": seed, "clip": CLIP.get(method, 0.01)}
+    params, _ = trained(sae, data.batches, sample=dict(data.sample), **how)
     data.done()
 
     def forward(x: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ def get_config(arg: str = "transcoder") -> ConfigDict:
             "steps": 500,
             "harvest": {"rows": 600_000, "heldout_rows": 210_000},
             "stream": {"batch": 4096},
-            "optim": {"lr": 4e-3},
+            "optim": {"lr": 4e-3, "clip": 0.01},
             "eval": {"rows": 250_000, "contexts": 128},
         },
     )

@@ -20,6 +20,7 @@ from study import (
     told,
     trained,
 )
+from sweep import CLIP, LRS
 
 from saex.sae import MSAE, TopK
 
@@ -54,7 +55,7 @@ def one(name: str, lr: float, seed: int, steps: int, rows: tuple) -> dict:
     """One run with its FVU at each k; TopK's rate is chosen by that at the k of its training."""
     train, choose, test = rows[0], rows[1][:5000], rows[2][:15_000]
     batches = shuffled({"x": train}, 512, seed)
-    params, _ = trained(SAES[name], batches, steps=steps, lr=lr, seed=seed)
+    params, _ = trained(SAES[name], batches, steps=steps, lr=lr, seed=seed, clip=CLIP)
     at, apart = fvus(params, test), fvus(params, choose)
     own = SAES[name].k if name.startswith("topk") else None
     choice = apart[KS.index(own)] if own else float(np.exp(np.mean(np.log(apart))))
@@ -66,7 +67,7 @@ def one(name: str, lr: float, seed: int, steps: int, rows: tuple) -> dict:
 def run(small: bool) -> Found:
     compile_once()
     rows, steps, seeds = pocket_rows(small), 10 if small else 300, range(1 if small else 3)
-    tries = [one(name, lr, s, steps, rows) for name in SAES for lr in (2e-3, 5e-3) for s in seeds]
+    tries = [one(name, lr, s, steps, rows) for name in SAES for lr in LRS for s in seeds]
     runs = at_best_rate(tries, "choice")
     got = {name: of(runs, "fvu", method=name, best=True) for name in SAES}
     holds = all(beyond(got["msae"], got[f"topk {k}"]) for k in KS)

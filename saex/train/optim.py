@@ -19,7 +19,9 @@ class Optim:
       b1, b2, eps: Adam's.
       warmup: share of the run over which the rate rises from 0.
       decay: share of the run, at its end, over which it falls to 0.
-      clip: largest global norm of the (projected) gradient; None: no clipping.
+      clip: largest global norm of the (projected) gradient; None: no clipping. A norm below every
+        gradient's (0.01) helps runs of some hundred steps, penalties most: without it the second
+        moment remembers the first gradients, which are the largest, to the end.
       moments: how Adam's moments are kept; bfloat16 (rounded at random) takes half the memory.
     """
 
