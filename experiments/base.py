@@ -417,7 +417,7 @@ def get_config(arg: str = "topk") -> ConfigDict:
                 "eps": 1e-8,  # Adam's
                 "warmup": 0.02,  # share of the run over which the rate rises from 0
                 "decay": 0.2,  # share of the run, at its end, over which it falls to 0
-                "clip": None,  # largest global gradient norm; None: no clipping; 0.01 for short runs
+                "clip": None,  # largest global gradient norm; None: none; 0.01 for short runs
                 "moments": "float32",  # how Adam's moments are kept; "bfloat16": half the memory
             },
             "mesh": {  # run: the devices
