@@ -13,8 +13,8 @@ with. Hardware: 2 CPU cores. Not yet timed or run in full.
 from ml_collections import ConfigDict
 
 SAES = {
-    "gated": {"name": "gated", "l1": 0.15, "l1_warmup_steps": 25},
-    "relu": {"name": "relu", "l1": 0.02, "l1_warmup_steps": 25},
+    "gated": {"name": "gated", "l1": 0.08, "l1_warmup_steps": 25},
+    "relu": {"name": "relu", "l1": 0.05, "l1_warmup_steps": 25},
 }
 
 

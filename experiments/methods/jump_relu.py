@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 SAES = {
     "jump_relu": {
-        "l0": 3e-3,
+        "l0": 4e-4,
         "l0_warmup_steps": 250,
         "bandwidth": 0.03,
         "threshold": 0.03,

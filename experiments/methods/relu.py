@@ -12,7 +12,7 @@ the method to compare with. Hardware: 2 CPU cores. Not yet timed or run in full.
 from ml_collections import ConfigDict
 
 SAES = {
-    "relu": {"l1": 0.02, "l1_warmup_steps": 25},
+    "relu": {"l1": 0.05, "l1_warmup_steps": 25},
     "topk": {"k": 32},
 }
 

@@ -1,4 +1,6 @@
-"""A figure for each study that draws none itself, from its record: dots are seeds, a line the mean.
+"""A figure for each study that draws none itself, from its record.
+
+Side by side: dots are seeds, the bar their mean. Over another score: dots are runs.
 
     python experiments/reproductions/figures.py
 
@@ -69,8 +71,8 @@ PANELS = {
     ),
     "msae": (Panel("fvu", "geometric mean of FVU over k", BEST),),
     "multi_layer": (
-        Panel("within", "share of the variance that one token has"),
-        Panel("layers", "layers at which a latent fires for a token"),
+        Panel("within", "share of the variance that one token has", {"lr": 4e-3}),
+        Panel("layers", "layers at which a latent fires for a token", {"lr": 4e-3}),
     ),
     "multi_topk": tuple(Panel(f"fvu_{k}", f"FVU read at k {k}", BEST) for k in (16, 64, 128)),
     "shrinkage": (

@@ -91,11 +91,13 @@ def run(small: bool) -> Found:
         for name in SAES
     )
     why = f"at 0.9 TopK's best is {best} with {mean[best]:.0%}; adaptation {mean['group_bias']:.0%}"
-    return Found(bool(holds), "found at 0.8 / 0.9: " + line, why, runs, "" if holds else control())
+    passed, known = (True, "") if holds else control()
+    verdict = bool(holds) if passed else None
+    return Found(verdict, "found at 0.8 / 0.9: " + line, why, runs, known)
 
 
-def control() -> str:
-    """Rows of 3 of 64 directions in 32 dimensions."""
+def control() -> tuple[bool, str]:
+    """Rows of 3 of 64 directions in 32 dimensions: whether it finds 95% of them, and what it finds."""
     D, shares = directions(64, 32), []
     x = drawn(exactly(64, 3), D, 200_000, 0)[0]
     sae = GroupBias(32, N, dead_after_tokens=100_000, **QUICK)
@@ -104,7 +106,8 @@ def control() -> str:
         params, _ = trained(sae, batches, steps=STEPS, lr=1e-2, seed=seed)
         shares.append([found(cosines(params, D), least) for least in (0.8, 0.9)])
     at = " / ".join(told(share, ".0%") for share in zip(*shares))
-    return f"sums of 3 of 64 directions in 32 dimensions: adaptation finds {at} at 0.8 / 0.9"
+    text = f"sums of 3 of 64 directions in 32 dimensions: adaptation finds {at} at 0.8 / 0.9"
+    return min(share for _, share in shares) >= 0.95, text
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What the studies of this folder share: rows, training, scores, and the record of a verdict.
 
 A study is a file with a ``STUDY`` and a ``run(small) -> Found``; ``python FILE`` runs it, writes
-``results/NAME.json`` (and the figure beside it), and ``python table.py`` makes
-docs/reproductions.md of all records. ``--small`` is a minute that shows nothing but that it runs.
+``results/NAME.json`` (some draw their figure beside it); ``python figures.py`` draws the others',
+and ``python table.py`` makes docs/reproductions.md of all records. ``--small`` is a minute that
+shows nothing but that it runs.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from saex.sae.transform import estimate_threshold
 
 BATCH, SEEDS, LRS = 512, (1, 2, 3), (5e-3, 1e-2)
 compile_once()  # a step's program is the same for all seeds and penalties, and takes as 150 steps
-CLIP = 0.01  # below every gradient's norm: as good for TopK, and far better for penalties (ReLU.l1)
+CLIP = 0.01  # below every gradient's norm, which helps short runs: see ``Optim``
 # What a run of some 200,000 rows asks of each method; the defaults are for billions.
 SHORT: dict[str, dict[str, Any]] = {
     "topk": {"dead_after_tokens": 50_000},
@@ -72,11 +72,14 @@ def read_at(runs: Sequence[Mapping[str, Any]], score: str, l0: float) -> float:
     return at_l0([(run["l0"], run[score]) for run in runs], l0)
 
 
-def control(settings: Mapping[str, Mapping[str, Any]], **lrs: float) -> str:
+def control(settings: Mapping[str, Mapping[str, Any]], **lrs: float) -> tuple[bool, str]:
     """How methods do where the same k for all rows must lose: rows of 1 to 15 of 64 features.
 
     The features are orthonormal. Each method has the L0 that its setting gives, TopK that k,
     rounded up. ``lrs``: learning rates that are not 5e-3.
+
+    Returns:
+      Whether all win, and what came out.
     """
     x = sums(orthonormal(64), 44_000, np.random.default_rng(1).integers(1, 16, 44_000), 0)[0]
 
@@ -85,10 +88,11 @@ def control(settings: Mapping[str, Mapping[str, Any]], **lrs: float) -> str:
         runs = [fitted(name, setting, x[:40_000], x[40_000:], 64, seed=s, **how) for s in SEEDS]
         return of(runs, "fvu"), statistics.mean(of(runs, "l0"))
 
-    parts = []
+    parts, passed = [], True
     for name, setting in settings.items():
         found, l0 = fvu_and_l0(name, setting)
         other, _ = fvu_and_l0("topk", {"k": math.ceil(l0 - 0.05)})
+        passed = passed and beyond(found, other)
         verdict = "below" if beyond(found, other) else "not below"
         parts.append(f"{name} {told(found)} at L0 {l0:.1f}, {verdict} TopK's {told(other)}")
-    return "FVU on rows of 1 to 15 orthonormal features: " + "; ".join(parts)
+    return passed, "FVU on rows of 1 to 15 orthonormal features: " + "; ".join(parts)

@@ -18,7 +18,7 @@ it would say no, names its baseline and how that was tuned, and runs at least th
 counts if it is larger than the spread of the seeds. They are small, minutes on 2 CPU cores: with
 pocket-lm's activations, or data whose features are known. With `pip install -e '.[studies]'`,
 `python experiments/reproductions/NAME.py` runs one; `figures.py` and `table.py` beside it draw what
-the records hold and write this page. In figures dots are seeds, lines means.
+the records hold and write this page.
 """
 
 

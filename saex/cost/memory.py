@@ -56,8 +56,8 @@ class HeldByTPU:
       weights: the same of what AuxK's loops read, made before them and kept: both weights in
         bfloat16, as which a TPU multiplies float32 too.
       gathered: the same with fsdp: both weights whole.
-      update: the same in the optimiser after dense codes: the decoder's gradient once more,
-        projected. After sparse ones it works in place.
+      update: the same where optax is the optimiser: the decoder's gradient once more, projected.
+        Where it is one kernel (``kernels.adam``) it works in place.
       rows: [b, d] meanwhile: the kernel's operand of both x and the gradient, and x in bfloat16.
       half, whole: [b, n] of the gradient of dense codes: in bfloat16, or with latents split.
     """
@@ -143,7 +143,7 @@ def of_step(
     width = sum(sae.d_in if column == "x" else sae.d_out for column in sae.columns)
     rows = batch // mesh.data
     if on_tpu := hardware in VMEM:
-        held = _on_tpu(sae, rows, mesh, slots, VMEM[hardware])
+        held = _on_tpu(sae, rows, mesh, slots, VMEM[hardware], moments)
     else:
         held = _stacked(sae, rows, mesh, slots)
     return Memory(
@@ -156,12 +156,16 @@ def of_step(
     )
 
 
-def _on_tpu(sae: Any, b: int, mesh: MeshConfig, slots: int, vmem: int) -> dict[str, int]:
+def _on_tpu(
+    sae: Any, b: int, mesh: MeshConfig, slots: int, vmem: int, dtype: str
+) -> dict[str, int]:
     n, _, matrix, row = _sizes(sae, b, mesh)
     has_aux = bool(getattr(sae, "aux_coefficient", 0))
     kept = (TPU.weights if has_aux else 0) + (TPU.gathered if mesh.strategy == "fsdp" else 0)
     if is_sparse(sae):
         moments = {"gradients": (TPU.gradients + kept) * matrix + TPU.rows * row}
+        if dtype != "float32" or mesh.sweep > 1:  # see train/descent.py
+            moments["update"] = TPU.update * matrix
     else:
         codes = 4 * b * n
         gradient = (TPU.whole if mesh.model > 1 else TPU.half) * codes

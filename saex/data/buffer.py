@@ -37,10 +37,10 @@ class RowBuffer:
 
     def view(self, order: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The rows, [rows, *shape] by array as it will be on disk (strings: see `strings`); valid
-        until the next call of another method.
+        until the next call of any method.
 
         Args:
-          order: [rows] which row is where; None: as they came.
+          order: [rows] a permutation, which row is where; None: as they came.
         """
         rows = {name: array[: self.rows] for name, array in self._arrays.items()}
         if order is None:

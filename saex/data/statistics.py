@@ -57,7 +57,7 @@ class ColumnStats:
             block = values.astype(np.float64)
             rows += len(block)
             flat = block.reshape(len(block), -1)
-            ones = np.ones(len(flat))  # products with ones: BLAS adds twice as fast as numpy
+            ones = np.ones(len(flat))  # products with ones: BLAS adds faster than numpy
             total += ones @ flat
             flat *= flat
             squares += ones @ flat

@@ -87,7 +87,8 @@ class StoreWriter:
           columns: name -> row shape and dtype.
           meta: JSON object that says how the rows are made; it is part of the store's identity.
           chunk_rows: rows per chunk, the unit that is read and checksummed.
-          max_buffer_bytes: memory for rows that are not committed; `append` refuses more.
+          max_buffer_bytes: memory for rows that are not committed; `append` refuses more. A commit
+            with `shuffle` takes as much again, and keeps it.
           part: (i, n) to write part i of n of a store. Parts are written by any number of
             processes into one folder without knowing of each other; `merge_parts` makes them one.
           non_finite: what `append` does with rows that hold NaN or infinity: "refuse" all that it

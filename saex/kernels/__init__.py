@@ -59,3 +59,9 @@ def zeros_as(shape: tuple[int, ...], like: jax.Array, dtype: Any = None) -> jax.
 def varying_axes(x: jax.Array) -> frozenset[str]:
     """The mesh axes over which a value differs from device to device, inside a shard_map."""
     return jax.typeof(x).manual_axis_type.varying
+
+
+def like(x: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    """What a kernel puts out, varying over the same mesh axes as its operand."""
+    axes = jax.typeof(x).manual_axis_type
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes)

@@ -63,12 +63,6 @@ def vary(arrays: Sequence[Array], out: Sequence[Any]) -> Any:
     return tuple(mark(a, wanted) for a, wanted in zip(arrays, out))
 
 
-def like(x: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    """What a kernel puts out, varying over the same mesh axes as its operand."""
-    axes = jax.typeof(x).manual_axis_type
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes)
-
-
 def pad(rows: Float[Array, "n d"]) -> Float[Array, "n D"]:
     """Rows with zeros up to the next multiple of ``LANES``."""
     short = -rows.shape[1] % LANES

@@ -120,7 +120,7 @@ class Dictionary(Protocol):
 
     @property
     def unit_rows(self) -> tuple[str, ...]:
-        """Trainable matrices whose rows keep norm 1: the optimiser moves them along the sphere."""
+        """Trainable matrices whose rows have norm 1 from ``init`` on, and keep it."""
         ...
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
@@ -154,7 +154,10 @@ class Dictionary(Protocol):
         ...
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
-        """All that is not a gradient: bias rules, resampling, what is made of others; global."""
+        """All that is not a gradient: bias rules, resampling, what is made of others; global.
+
+        What it makes of trainable params is not checked to be finite before the next step.
+        """
         ...
 
 

@@ -324,7 +324,7 @@ def on_rows(fn: Callable, matrices: tuple, scalars: tuple) -> Any:
 
 
 def rows_whole(matrix: Any) -> bool:
-    """Whether each device that holds some of a row of the matrix holds all of it."""
+    """Whether rows of the matrix are split over no mesh axis (one of 1 device counts too)."""
     return not any(jax.typeof(matrix).sharding.spec[1:])
 
 

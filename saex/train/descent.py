@@ -71,26 +71,37 @@ def descend_fused(
     scalars = Scalars(rate, 1 - optim.b1**count, 1 - optim.b2**count, factor)
     updated, squares, total = {}, jnp.zeros(()), jnp.zeros(())
     for k, p in params.items():
-        whole = p.ndim == 2 and ops.rows_whole(p)  # else a vector, or rows that devices share
-        how: Any = functools.partial(adam, impl=impl) if whole else reference.adam
-
-        def one(arrays, scalars, how=how, unit=k in units):
-            out = how(*arrays, Scalars(*scalars), (optim.b1, optim.b2), optim.eps, unit)
-            return tuple(out[:3]), tuple(out[3:])
-
+        one = functools.partial(_one, optim, k in units, impl)
         arrays = (p, grads[k], moments.mu[k], moments.nu[k])
-        mapped = functools.partial(ops.on_rows, one) if whole else one
-        updated[k], sums = mapped(arrays, tuple(scalars))
+        updated[k], sums = one(arrays, tuple(scalars))
         squares, total = squares + sums[0], total + sums[1]
     params, mu, nu = ({k: v[i] for k, v in updated.items()} for i in range(3))
     moments = optax.ScaleByAdamState(count, mu, nu)
     return Descended(params, (*state[:-1], moments), jnp.sqrt(squares), total)
 
 
-def fused(optim: Optim, sae: Any) -> bool:
-    """Whether ``descend_fused`` is for the target: see the table in ``kernels.adam``.
+def _one(
+    optim: Optim, unit: bool, impl: str | None, arrays: tuple, scalars: tuple
+) -> tuple[tuple, tuple]:
+    """((array, mu, nu), sums) of one of the params: by XLA vectors, and rows that devices share."""
+    fixed = (optim.b1, optim.b2), optim.eps, unit
+    if arrays[0].ndim != 2 or not ops.rows_whole(arrays[0]):
+        out: Any = reference.adam(*arrays, Scalars(*scalars), *fixed)
+        return out[:3], out[3:]
 
-    Not for dense codes, where XLA moves the weights in the matmul that makes their gradient.
+    def part(arrays, scalars):
+        p, g, mu, nu = arrays
+        out = adam(p, g, mu, nu, Scalars(*scalars), *fixed, impl)
+        return tuple(out[:3]), tuple(out[3:])
+
+    return ops.on_rows(part, arrays, scalars)
+
+
+def fused(optim: Optim, sae: Any) -> bool:
+    """Whether ``descend_fused`` is for the target (``kernels.adam`` says why TPUs).
+
+    Not for dense codes, where XLA can move the weights in the matmul that makes their gradient.
+    Methods that return dense codes and train on candidates would gain, and were not compiled so.
     """
     return target() == "tpu" and optim.moments == "float32" and sae.codes is SparseCodes
 

@@ -49,6 +49,7 @@ def update(sae: Any, optim: Optim, steps: int) -> Callable:
 
         (_, (loss, out)), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
         lr = hyper["lr"] * optim.factor(state.step, steps)
+        # A kernel that is mapped over members was never compiled: those get optax.
         how = descend_fused if fused(optim, sae) and not members else descend
         down = each(functools.partial(how, optim, sae.unit_rows))
         trainable, opt_state, norm, total = down(trainable, grads, state.opt_state, lr)

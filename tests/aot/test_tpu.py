@@ -132,8 +132,8 @@ def test_encode_topk_holds_no_scores(tpu, shape, dtype):
 
 @pytest.mark.parametrize("tpu", TPUS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_adam_reads_and_writes_once(tpu, shape):
-    """28 bytes a parameter, in place; optax between projection and normalisation takes twice."""
+def test_adam_is_one_kernel_in_place(tpu, shape):
+    """Nothing is made beside it; optax takes twice its 28 bytes a number."""
     _, d, n, _ = SHAPES[shape]
     scalars = Scalars(*map(jnp.float32, (0.1, 0.2, 0.003, 0.7)))
 
@@ -145,8 +145,9 @@ def test_adam_reads_and_writes_once(tpu, shape):
 
     program = moved(adam_tpu.adam)
     size = adam_tpu.block_rows(n, d)
-    check(program, adam_tpu.vmem_bytes(size, d), 0)
-    # What the compiler counts does not include kernels: this one's blocks are 28 bytes.
+    model = adam_tpu.vmem_bytes(size, d)
+    assert check(program, model, 0) >= model / 1.2
+    # The compiler counts nothing inside of kernels: this one's blocks are 28 bytes a number.
     assert program.cost_analysis()["bytes accessed"] < n * d
     assert moved(adam_ref.adam).cost_analysis()["bytes accessed"] >= 2 * 28 * n * d
 

@@ -1,6 +1,7 @@
 """What happens to a store: torn, altered, of another version, killed, out of space."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+import saex.data.store_shards as shards
 import saex.data.store_writer as store_writer
 from saex.data import Column, Store, StoreError, StoreWriter, calibrate
 from saex.data.manifest import json_sha256
@@ -374,3 +376,20 @@ def test_a_reader_writes_nothing(store):
     store.read("x")
     store.verify()
     assert before == {p: p.stat().st_mtime_ns for p in store.path.rglob("*")}
+
+
+def test_a_failed_write_leaves_nothing_under_way(tmp_path):
+    """One array fails at once while a large one is being written: its folder stays gone."""
+    small, large = Column((), "int32"), Column((256,), "float32")
+    folder = tmp_path / "segment"
+    opened = {
+        "a": shards.open_array(folder / "a", small, 8, 8, create=True),
+        "b": shards.open_array(folder / "b", large, 40_000, 8, create=True),
+    }
+    (folder / "a" / "c" / "0").mkdir(parents=True)  # where its file should be
+    rows = {"a": np.zeros(8, np.int32), "b": np.ones((40_000, 256), np.float32)}
+    with pytest.raises(ValueError):
+        shards.write_arrays([(opened[n], rows[n]) for n in opened])
+    shutil.rmtree(folder)
+    time.sleep(0.5)
+    assert not folder.exists()

@@ -28,9 +28,11 @@ def test_the_page_is_what_the_records_say():
     assert table().PAGE.read_text() == table().page(), "python experiments/reproductions/table.py"
 
 
-def test_records_are_of_studies_and_methods():
-    assert set(RECORDS) <= set(STUDIES)
-    assert {method for record in RECORDS.values() for method in record["methods"]} <= set(SAES)
+def test_every_study_has_a_record_and_a_figure_and_every_method_a_study():
+    assert set(RECORDS) == set(STUDIES)
+    assert {method for record in RECORDS.values() for method in record["methods"]} == set(SAES)
+    figures = {file.stem for file in (HERE / "results").glob("*.svg")}
+    assert figures == set(STUDIES), "python experiments/reproductions/figures.py"
 
 
 @pytest.mark.parametrize("name", sorted(RECORDS))

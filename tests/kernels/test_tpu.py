@@ -28,6 +28,8 @@ from saex.kernels.topk import pallas_tpu as topk_tpu
 from saex.kernels.topk import pallas_tpu_bins as bins
 from saex.kernels.topk import reference as topk_ref
 from saex.kernels.topk import top_k
+from saex.sae import ops
+from saex.sharding import MeshConfig, make_mesh
 
 pytestmark = pytest.mark.interpreted  # a stage of its own in .ci/run: minutes of compilation
 
@@ -327,3 +329,18 @@ def test_sums_over_rows_beyond_the_matrix_are_found_out(monkeypatch):
     args = adam_args(*adam_cases.SMALL["ragged"])
     with pytest.raises(AssertionError):
         close(interpreted(adam_tpu.adam, *args, True), adam_ref.adam(*args, True), atol=1e-4)
+
+
+def test_adam_on_a_mesh_that_splits_latents():
+    mesh = make_mesh(MeshConfig(2, 2))
+    args = adam_args(32, 40)
+    where = jax.NamedSharding(mesh, jax.P("model"))
+    with jax.set_mesh(mesh):
+        arrays = tuple(jax.device_put(a, where) for a in args[:4])
+
+        def one(arrays, scalars):
+            out = adam_tpu.adam(*arrays, scalars, *args[5:], True)
+            return out[:3], out[3:]
+
+        got, sums = interpreted(lambda *a: ops.on_rows(one, *a), arrays, tuple(args[4]))
+    close(jax.device_get((*got, *sums)), jax.device_get(adam_ref.adam(*args, True)), atol=1e-4)

@@ -129,6 +129,11 @@ def test_loss_falls_and_meshes_agree(name, meshes):
         assert not (spec.trainable and one in sae.frozen)
         if one not in sae.frozen:
             assert (np.abs(start[one] - reference[one]).max() > 1e-4) == spec.trainable, one
+    for one in sae.unit_rows:
+        spec = sae.specs()["params"][one]
+        assert spec.trainable and len(spec.shape) == 2
+        for params in (start, reference):
+            np.testing.assert_allclose(np.linalg.norm(params[one], axis=1), 1, rtol=1e-5)
     assert "aux_served" not in history[0] or max(m["aux_served"] for m in history) > 0
     for config in meshes:
         params, history = toy.fit(sae, made, optim, make_mesh(config), 20)

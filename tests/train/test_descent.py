@@ -1,6 +1,7 @@
 """One pass over each matrix equals optax between a projection and a normalisation."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from saex.kernels.adam import ADAM, Scalars, adam
-from saex.kernels.adam.cases import SMALL
+from saex.kernels.adam import Scalars, adam
 from saex.sharding import MeshConfig, make_mesh
 from saex.train.descent import descend, descend_fused
 from saex.train.optim import Optim
@@ -111,10 +111,9 @@ def test_reference_is_optax(unit):
 
 def test_a_number_that_is_not_finite_is_told():
     params, grads = drawn(0), drawn(1)
-    grads["W_enc"] = grads["W_enc"].at[3, 2].set(jnp.nan)
     state = Optim().transformation().init(params)
-    for how in (descend, descend_fused):
-        found = how(Optim(), ("W_dec",), params, grads, state, 0.1)
-        assert not np.isfinite(found.total)
-        assert np.isfinite(found.params["W_enc"][4:]).all()
-    assert set(SMALL) and set(ADAM) >= {"reference", "tpu"}
+    for name, how in itertools.product(("W_enc", "W_dec"), (descend, descend_fused)):
+        hurt = {**grads, name: grads[name].at[3, 2].set(jnp.nan)}
+        found = how(Optim(), ("W_dec",), params, hurt, state, 0.1)
+        assert not np.isfinite(found.total) and not np.isfinite(found.norm)
+        assert np.isfinite(np.delete(found.params[name], 3, axis=0)).all()

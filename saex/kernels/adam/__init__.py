@@ -5,12 +5,11 @@ mu' = b1 mu + (1 - b1) g'           nu' = b2 nu + (1 - b2) g'^2
 w' = w - rate (mu' / c1) / (sqrt(nu' / c2) + eps), and of unit rows w' / |w'|
 
 ``reference`` is optax's ``scale_by_adam`` between a projection and a normalisation. As such it runs
-on CPU and GPU (``train/optim.py``), where XLA makes of it what it can.
+on CPU and GPU (``train/descent.py``), where XLA makes of it what it can.
 """
 
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import Array, Float
 
 from saex.kernels import late, pick
@@ -18,8 +17,6 @@ from saex.kernels.adam import reference
 
 ADAM = {
     "reference": reference.adam,
-    "cpu": reference.adam,
-    "gpu": reference.adam,
     # One pass, 28 bytes a parameter. XLA for v5e, v5p and v6e makes four over unit rows: 60 bytes
     # of (131072, 4096), 92 of (24576, 768), by its count of the program. Nobody has timed either.
     "tpu": late("saex.kernels.adam.pallas_tpu", "adam"),
@@ -61,7 +58,7 @@ def adam(
     unit: bool,
     impl: str | None = None,
 ) -> Updated:
-    """See the module. All float32; a row that is not finite spoils itself and ``total`` alone.
+    """See the module. All float32; a row that is not finite spoils itself and the two sums alone.
 
     Args:
       rows, g, mu, nu: the matrix, its gradient and its moments. scalars: traced.

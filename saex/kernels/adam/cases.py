@@ -1,3 +1,3 @@
-"""Shapes that tests share: (rows, d), the last with a block that is not full."""
+"""Shapes for tests: (rows, d), two of them with a block that is not full."""
 
 SMALL = {"one": (1, 8), "few": (16, 128), "narrow": (24, 40), "ragged": (37, 200)}

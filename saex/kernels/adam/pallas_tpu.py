@@ -11,13 +11,18 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from saex.kernels import like
+
 LANES, SUBLANES = 128, 8
 VMEM = 9 << 20  # bytes for blocks
 SPARE = 4 << 20  # and for what else the compiler puts there
 
 
 def block_rows(n: int, d: int) -> int:
-    """Rows of a block: of those that fit the most that divide n, or where none does so many."""
+    """Rows of a block: of those that fit the most that divide n, or where none does so many.
+
+    Latents that are 8 times a prime have blocks of 8 rows, and many of them.
+    """
     fit = min(VMEM // vmem_bytes(1, d) // SUBLANES * SUBLANES, 512, n // SUBLANES * SUBLANES)
     fit = max(SUBLANES, fit)
     return next((size for size in range(fit, 0, -SUBLANES) if n % size == 0), fit)
@@ -35,7 +40,7 @@ def adam(rows, g, mu, nu, scalars, betas, eps, unit):
     block = pl.BlockSpec((size, d), lambda i: (i, 0))
     whole = pl.BlockSpec(memory_space=pltpu.SMEM)
     kernel = functools.partial(_kernel, n, betas, eps, unit)
-    matrix, sums = _like(rows, (n, d)), _like(rows, (2,))
+    matrix, sums = like(rows, (n, d)), like(rows, (2,))
     new, mu, nu, sums = pl.pallas_call(
         kernel,
         grid=(pl.cdiv(n, size),),
@@ -75,8 +80,3 @@ def _kernel(n, betas, eps, unit, scalars, rows, g, mu, nu, new_rows, new_mu, new
 
     sums[0] += jnp.sum(jnp.where(mine, squares, 0))
     sums[1] += jnp.sum(jnp.where(mine, jnp.sum(W, axis=1, keepdims=True), 0))
-
-
-def _like(x, shape):
-    axes = jax.typeof(x).manual_axis_type
-    return jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=axes)

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 
 def adam(rows, g, mu, nu, scalars, betas, eps, unit):
-    """See ``kernels.adam.adam``."""
+    """See ``kernels.adam.adam``; of free arrays of any shape too."""
     rate, c1, c2, factor = scalars
     g = tangent(rows, g) if unit else g
     squares, g = jnp.sum(jnp.square(g)), g * factor

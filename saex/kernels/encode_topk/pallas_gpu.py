@@ -17,7 +17,8 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from saex.kernels.mosaic_gpu import interpreter, like, vary, warpgroup_params
+from saex.kernels import like
+from saex.kernels.mosaic_gpu import interpreter, vary, warpgroup_params
 from saex.kernels.topk import xla_gpu as topk
 
 WIDEST = 1024  # d up to which this matmul can win by the pass that it spares

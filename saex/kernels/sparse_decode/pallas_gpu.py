@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from saex.kernels import csc
-from saex.kernels.mosaic_gpu import launch, like, pad
+from saex.kernels import csc, like
+from saex.kernels.mosaic_gpu import launch, pad
 
 PIECE = 128  # slots of a latent that one program sums; what a hot latent has more goes to others
 

@@ -18,8 +18,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from saex.kernels import like
 from saex.kernels.sparse_decode import pallas_tpu_latents as latents
-from saex.kernels.sparse_decode.pallas_tpu_latents import LANES, SUBLANES, like, pad, params
+from saex.kernels.sparse_decode.pallas_tpu_latents import LANES, SUBLANES, pad, params
 
 ROWS = 128  # of the batch in a block: one lane each in the transposed [k, b] arrays
 RING = 4  # batch rows whose fetches are in flight or in use

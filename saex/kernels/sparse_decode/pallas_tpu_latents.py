@@ -21,6 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int, Num
 
+from saex.kernels import like
+
 LANES, SUBLANES = 128, 8
 TILE = 128  # latents
 CHUNK = 128  # slots
@@ -214,12 +216,6 @@ def pad(x: Num[Array, "r c"], rows: int, columns: int) -> Num[Array, "R C"]:
     """x with zeros up to the next multiples."""
     (r, c) = x.shape
     return jnp.pad(x, ((0, -r % rows), (0, -c % columns))) if r % rows or c % columns else x
-
-
-def like(x: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    """What a kernel puts out, varying over the same mesh axes as its operand."""
-    axes = jax.typeof(x).manual_axis_type
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=axes)
 
 
 SPARE = 6 << 20  # bytes of VMEM for what the compiler itself puts there
