@@ -97,7 +97,7 @@ def run(small: bool) -> Found:
 
 
 def control() -> tuple[bool, str]:
-    """Rows of 3 of 64 directions in 32 dimensions: whether it finds 95% of them, and what it finds."""
+    """Rows of 3 of 64 directions in 32 dimensions: whether 95% of them are found, in words too."""
     D, shares = directions(64, 32), []
     x = drawn(exactly(64, 3), D, 200_000, 0)[0]
     sae = GroupBias(32, N, dead_after_tokens=100_000, **QUICK)

@@ -84,9 +84,10 @@ def _one(
     optim: Optim, unit: bool, impl: str | None, arrays: tuple, scalars: tuple
 ) -> tuple[tuple, tuple]:
     """((array, mu, nu), sums) of one of the params: by XLA vectors, and rows that devices share."""
+    p, g, mu, nu = arrays
     fixed = (optim.b1, optim.b2), optim.eps, unit
-    if arrays[0].ndim != 2 or not ops.rows_whole(arrays[0]):
-        out: Any = reference.adam(*arrays, Scalars(*scalars), *fixed)
+    if p.ndim != 2 or not ops.rows_whole(p):
+        out: Any = reference.adam(p, g, mu, nu, Scalars(*scalars), *fixed)
         return out[:3], out[3:]
 
     def part(arrays, scalars):
