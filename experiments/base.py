@@ -267,6 +267,7 @@ SAES = {
         "decoder_norm": 0.1,  # norm of decoder rows at each site at the start
         "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
         "normalize": "unit_mean_square",  # as above, each site
+        "b_dec_init": "mean",  # and b_enc to match; "zeros" (both) is the source's
         "matmul_dtype": "float32",  # as above
     },
     "batch_crosscoder": {  # a crosscoder that keeps a batch's largest

@@ -18,15 +18,15 @@ SAES = {
 
 
 def get_config(arg: str = "crosscoder") -> ConfigDict:
-    sae = {"d_in": 768, "n": 2048, "widths": (256,) * 3, "dead_after_tokens": 200_000}
+    sae = {"d_in": 768, "n": 2048, "widths": (256,) * 3, "dead_after_tokens": 100_000}
     return ConfigDict(
         {
             "sae": {"name": arg, **sae, **SAES[arg]},
             "site": "+".join(f"blocks.{i}.resid_post" for i in range(3)),
-            "steps": 500,
+            "steps": 300,
             "harvest": {"rows": 600_000, "heldout_rows": 210_000},
-            "stream": {"batch": 4096},
+            "stream": {"batch": 2048},
             "optim": {"lr": 4e-3, "clip": 0.01},
-            "eval": {"rows": 250_000, "contexts": 128},
+            "eval": {"rows": 100_000, "contexts": 64},
         },
     )

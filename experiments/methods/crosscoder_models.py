@@ -22,7 +22,7 @@ SITE = "blocks.1.resid_post"
 
 
 def get_config(arg: str = "batch_crosscoder") -> ConfigDict:
-    sae = {"d_in": 512, "n": 2048, "widths": (256, 256), "dead_after_tokens": 200_000}
+    sae = {"d_in": 512, "n": 2048, "widths": (256, 256), "dead_after_tokens": 100_000}
     return ConfigDict(
         {
             "sae": {"name": arg, **sae, **SAES[arg]},
@@ -31,10 +31,10 @@ def get_config(arg: str = "batch_crosscoder") -> ConfigDict:
                 "paths": {"early": "runs/early", "late": "pocket-lm"},
             },
             "site": f"early.{SITE}+late.{SITE}",
-            "steps": 500,
+            "steps": 300,
             "harvest": {"rows": 600_000, "heldout_rows": 210_000},
-            "stream": {"batch": 4096},
+            "stream": {"batch": 2048},
             "optim": {"lr": 4e-3, "clip": 0.01},
-            "eval": {"rows": 250_000, "contexts": 128},
+            "eval": {"rows": 100_000, "contexts": 64},
         },
     )

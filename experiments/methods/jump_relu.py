@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 SAES = {
     "jump_relu": {
         "l0": 4e-4,
-        "l0_warmup_steps": 250,
+        "l0_warmup_steps": 100,
         "bandwidth": 0.03,
         "threshold": 0.03,
     },
@@ -26,12 +26,12 @@ SAES = {
 def get_config(arg: str = "jump_relu") -> ConfigDict:
     return ConfigDict(
         {
-            "sae": {"name": arg, "d_in": 256, "n": 2048, "dead_after_tokens": 200_000, **SAES[arg]},
+            "sae": {"name": arg, "d_in": 256, "n": 2048, "dead_after_tokens": 100_000, **SAES[arg]},
             "site": "blocks.1.resid_post",
-            "steps": 500,
+            "steps": 300,
             "harvest": {"rows": 600_000, "heldout_rows": 210_000},
-            "stream": {"batch": 4096},
+            "stream": {"batch": 2048},
             "optim": {"lr": 4e-3, "clip": 0.01},
-            "eval": {"rows": 250_000, "contexts": 128},
+            "eval": {"rows": 100_000, "contexts": 64},
         },
     )

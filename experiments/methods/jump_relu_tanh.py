@@ -14,19 +14,19 @@ from ml_collections import ConfigDict
 
 SAES = {
     "jump_relu_tanh": {"sparsity": 1.0, "initial_l0": 256},
-    "jump_relu": {"l0": 1e-3, "l0_warmup_steps": 250, "bandwidth": 0.03, "threshold": 0.03},
+    "jump_relu": {"l0": 1e-3, "l0_warmup_steps": 100, "bandwidth": 0.03, "threshold": 0.03},
 }
 
 
 def get_config(arg: str = "jump_relu_tanh") -> ConfigDict:
     return ConfigDict(
         {
-            "sae": {"name": arg, "d_in": 256, "n": 2048, "dead_after_tokens": 200_000, **SAES[arg]},
+            "sae": {"name": arg, "d_in": 256, "n": 2048, "dead_after_tokens": 100_000, **SAES[arg]},
             "site": "blocks.1.resid_post",
-            "steps": 500,
+            "steps": 300,
             "harvest": {"rows": 600_000, "heldout_rows": 210_000},
-            "stream": {"batch": 4096},
+            "stream": {"batch": 2048},
             "optim": {"lr": 1e-3},
-            "eval": {"rows": 250_000, "contexts": 128},
+            "eval": {"rows": 100_000, "contexts": 64},
         },
     )

@@ -22,12 +22,12 @@ SAES = {
 def get_config(arg: str = "msae") -> ConfigDict:
     return ConfigDict(
         {
-            "sae": {"d_in": 256, "n": 2048, "dead_after_tokens": 200_000, **SAES[arg]},
+            "sae": {"d_in": 256, "n": 2048, "dead_after_tokens": 100_000, **SAES[arg]},
             "site": "blocks.1.resid_post",
-            "steps": 500,
+            "steps": 300,
             "harvest": {"rows": 600_000, "heldout_rows": 210_000},
-            "stream": {"batch": 4096},
+            "stream": {"batch": 2048},
             "optim": {"lr": 4e-3, "clip": 0.01},
-            "eval": {"rows": 250_000, "contexts": 128},
+            "eval": {"rows": 100_000, "contexts": 64},
         },
     )

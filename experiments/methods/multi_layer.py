@@ -5,8 +5,8 @@
 To look at: FVU of each site (``saex eval`` prints them) against a TopK of one site, and at which
 sites a latent fires: ``sae.encode(params, rows of one site)``.
 
-Harvests three sites into a store of its own (rows as the quickstart's; a batch of 1368 rows has
-4104 examples); ``--config.store=`` that store serves experiments/methods/crosscoder.py and
+Harvests three sites into a store of its own (rows as the quickstart's; a batch of 688 rows has
+2064 examples); ``--config.store=`` that store serves experiments/methods/crosscoder.py and
 batch_crosscoder.py as well. Hardware: 2 CPU cores. Not yet timed or run in full.
 """
 
@@ -20,12 +20,12 @@ SAES = {
 def get_config(arg: str = "multi_layer") -> ConfigDict:
     return ConfigDict(
         {
-            "sae": {"name": arg, "d_in": 256, "n": 2048, "dead_after_tokens": 200_000, **SAES[arg]},
+            "sae": {"name": arg, "d_in": 256, "n": 2048, "dead_after_tokens": 100_000, **SAES[arg]},
             "site": "+".join(f"blocks.{i}.resid_post" for i in range(3)),
-            "steps": 500,
+            "steps": 300,
             "harvest": {"rows": 600_000, "heldout_rows": 210_000},
-            "stream": {"batch": 1368},
+            "stream": {"batch": 688},
             "optim": {"lr": 4e-3},
-            "eval": {"rows": 250_000, "contexts": 128},
+            "eval": {"rows": 100_000, "contexts": 64},
         },
     )

@@ -70,7 +70,7 @@ def test_every_site_weighs_the_same():
 
 def test_one_site_is_relu():
     for changes in ({}, {"widths": (D,)}):
-        one, other = Crosscoder(D, N, **changes), ReLU(D, N, b_dec_init="zeros")
+        one, other = Crosscoder(D, N, **changes), ReLU(D, N)
         found = [loss_of(sae, *init(sae), sample(64))[0] for sae in (one, other)]
         np.testing.assert_allclose(*found, rtol=1e-6)
 
