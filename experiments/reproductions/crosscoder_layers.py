@@ -149,7 +149,8 @@ def one(
 ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]:
     """(the run's record, (differences, true kinds) of latents that fire)."""
     cls = {"crosscoder": Crosscoder, "batch_crosscoder": BatchCrosscoder}[name]
-    more = {"l1_warmup_steps": steps // 10} if name == "crosscoder" else {}
+    more: dict = {"l1_warmup_steps": steps // 10, "b_dec_init": "zeros"}  # as its source
+    more = more if name == "crosscoder" else {}
     sae = cls(2 * D, N, WIDTHS, dead_after_tokens=50_000, **setting, **more)
     params, _ = trained(sae, shuffled({"x": x}, BATCH, seed), steps=steps, lr=lr, seed=seed)
     codes = codes_of(sae, params, test[0])

@@ -48,8 +48,8 @@ class Crosscoder:
       l1_warmup_steps: steps until the full coefficient.
       decoder_norm: norm of decoder rows at each site at initialisation; W_enc starts as their copy.
       dead_after_tokens: rows without firing after which a latent counts as dead (a metric).
-      normalize, matmul_dtype: as in ``TopK``. b_dec_init: as in ``ReLU``, b_enc with it (the source:
-        "zeros"; three sites of a small language model left three latents of five dead then).
+      normalize, matmul_dtype: as in ``TopK``. b_dec_init: as in ``ReLU``, b_enc with it (the source
+        has "zeros"; three sites of a small language model left three latents of five dead so).
     """
 
     d_in: int
