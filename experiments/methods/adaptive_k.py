@@ -10,7 +10,7 @@ them), which shows the machinery and no claim about complexity. For a score of y
 a column of a store and set ``config.columns``, ``lowest`` and ``highest``.
 
 ``--config=experiments/methods/adaptive_k.py:topk`` is TopK; compare at the L0 that comes out.
-Hardware: 2 CPU cores. Not yet timed or run in full.
+Hardware: 2 CPU cores. 104 s on one, without harvest.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ L1 shrinks the ReLU's magnitudes, and the gates' alone here.
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/gated/store`` serves the
 others of this folder. ``--config=experiments/methods/gated.py:relu`` trains the method to compare
-with. Hardware: 2 CPU cores. Not yet timed or run in full.
+with. Hardware: 2 CPU cores. 129 s on one, without harvest.
 """
 
 from ml_collections import ConfigDict

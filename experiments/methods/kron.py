@@ -6,8 +6,8 @@ To look at: FVU at L0 32 against TopK's, with 3/4 of its encoder; ``:wide`` has 
 and 3/8 of it.
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/kron/store`` serves the
-others of this folder. ``:topk`` trains the method to compare with. Hardware: 2 CPU cores. Not yet
-timed or run in full.
+others of this folder. ``:topk`` trains the method to compare with. Hardware: 2 CPU cores. 128 s on
+one, without harvest.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ and in the report that low latents are the general ones.
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/matryoshka/store``
 serves the others of this folder. ``:sampled`` draws ten prefixes in each step; ``:batch_topk``
-trains the method to compare with. Hardware: 2 CPU cores. Not yet timed or run in full.
+trains the method to compare with. Hardware: 2 CPU cores. 171 s on one, without harvest.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ sites a latent fires: ``sae.encode(params, rows of one site)``.
 
 Harvests three sites into a store of its own (rows as the quickstart's; a batch of 688 rows has
 2064 examples); ``--config.store=`` that store serves experiments/methods/crosscoder.py and
-batch_crosscoder.py as well. Hardware: 2 CPU cores. Not yet timed or run in full.
+batch_crosscoder.py as well. Hardware: 2 CPU cores. 142 s on one, without harvest.
 """
 
 from ml_collections import ConfigDict

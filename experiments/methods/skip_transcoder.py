@@ -7,7 +7,7 @@ To look at: FVU of mlp_out at L0 32 against ``:plain``, the same without the lin
 Harvests the MLP's input and output into a store of its own (rows as the quickstart's); afterwards
 ``--config.store=runs/skip_transcoder/store`` serves experiments/methods/transcoder.py as well.
 ``--config=experiments/methods/skip_transcoder.py:plain`` trains the comparison. Hardware: 2 CPU
-cores. Not yet timed or run in full.
+cores. 131 s on one, without harvest.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ larger ``sae.kl_coefficient``.
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/variational/store``
 serves the others of this folder. ``:topk`` trains the method to compare with. Hardware: 2 CPU
-cores. Not yet timed or run in full.
+cores. 190 s on one, without harvest.
 """
 
 from ml_collections import ConfigDict
