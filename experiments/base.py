@@ -382,8 +382,8 @@ def get_config(arg: str = "topk") -> ConfigDict:
                 "batch": 32,  # contexts a forward pass
                 "dtype": "bfloat16",  # of activations on disk; or "float32", or "int8" with scales
                 "calibration_rows": 16_384,  # on which the scales of int8 are found
-                "segment_rows": 65_536,  # rows after which a segment is committed
-                "chunk_rows": 2048,  # rows a chunk of the store
+                "segment_rows": 131_072,  # rows after which a segment is committed
+                "chunk_rows": 512,  # rows a chunk of the store
                 "shuffle": True,  # put the rows of each training segment in random order
                 "gradients": (),  # sites of which the loss's gradient is a column SITE.gradient
                 "norms": True,  # a column SITE.norm for each site
@@ -400,7 +400,7 @@ def get_config(arg: str = "topk") -> ConfigDict:
             },
             "stream": {  # how rows become batches
                 "batch": 4096,  # rows a step, over all processes
-                "window": 64,  # chunks shuffled together in memory
+                "window": 0,  # chunks shuffled together; 0: 64, or as many as hold 131,072 rows
                 "exclude_positions": (0,),  # positions left out: the first is often an outlier
                 "exclude_tokens": (),  # token ids left out
                 "exclude": {},  # column -> values by which rows are left out: {"label": (3, 7)}

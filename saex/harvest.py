@@ -56,8 +56,10 @@ class Harvest:
       dtype: of the activations on disk; int8 has a scale for each channel, and channels that this
         would hurt stay bfloat16 (`saex.data.calibrate`).
       calibration_rows: rows on which these scales are found, the first of the harvest.
-      segment_rows: rows after which a segment is written; a kill loses less than that.
-      chunk_rows: rows per chunk of the store.
+      segment_rows: rows after which a segment is written; a kill loses less than that. They are
+        held in memory and shuffled together, so with long contexts make it larger: a hundred
+        contexts and more are mixed well.
+      chunk_rows: rows per chunk of the store, which are read together.
       shuffle: whether the rows of each segment of the training store are put in random order, so
         that any chunk has rows of many documents, and a batch is as good as one drawn at random.
         Held-out stores keep contexts together, which evaluations need.
@@ -82,8 +84,8 @@ class Harvest:
     batch: int = 32
     dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
     calibration_rows: int = 16_384
-    segment_rows: int = 65536
-    chunk_rows: int = 2048
+    segment_rows: int = 131_072
+    chunk_rows: int = 512
     shuffle: bool = True
     gradients: tuple[str, ...] = ()
     norms: bool = True

@@ -19,6 +19,8 @@ from saex.data.windows import Window, Windows
 
 # Which draws of the seed are those of batches; the store's number follows.
 _DRAWS = 0
+# A window that is not told has these chunks at least, and so many rows.
+_CHUNKS, _WINDOW_ROWS = 64, 131_072
 
 
 class Span(NamedTuple):
@@ -64,7 +66,8 @@ class Lanes:
           names: columns.
           batch: rows per batch, a multiple of lanes.
           lanes: see `saex.data.order`.
-          window: chunks that are shuffled together, over all lanes and stores.
+          window: chunks that are shuffled together, over all lanes and stores; 0: 64, or as many
+            more as 131,072 rows need.
           seed: of all draws.
           checksums: whether they are checked.
           make: makes the windows of a lane, lane by lane.
@@ -81,7 +84,8 @@ class Lanes:
         self._windows: list[list[Windows]] = []
         for i, (one, rows, weight) in enumerate(zip(stores, kept, weights)):
             epochs = Epochs(rows.counts, seed, _DRAWS, i)
-            size = max(1, round(window * weight / lanes))
+            chunks = window or max(_CHUNKS, -(-_WINDOW_ROWS // one.chunk_rows))
+            size = max(1, round(chunks * weight / lanes))
             orders = [Order(epochs, size, lane, lanes) for lane in range(lanes)]
             self._orders.append(orders)
             self._windows.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from saex.data.lanes import Lanes, parts_of
 from saex.data.lease import Lease
 from saex.data.manifest import Column
 from saex.data.mixed import Mixed
-from saex.data.mixing import expected_distinct
+from saex.data.mixing import ENOUGH, measured
 from saex.data.resident import Resident, check_resident
 from saex.data.split import DOCUMENT, Part
 from saex.data.store import Store
@@ -28,10 +29,12 @@ from saex.data.windows import Windows
 from saex.registry import run_field
 from saex.sharding import DATA
 
+log = logging.getLogger("saex")
+
 # The sequence is endless; grain wants a length.
 _ENDLESS = 2**48
-# Up to so many rows the mixing is measured whenever a stream is opened; it takes milliseconds.
-_MIXING_ROWS = 2**22
+# Up to so many rows the mixing is measured whenever a stream is opened: 4 bytes a row are read.
+_MIXING_ROWS = 2**26
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ class Stream:
 
     Attributes:
       batch: rows per step, over all processes.
-      window: chunks of the store that are shuffled together in memory. A chunk is 2048 rows in a
-        store that saex harvested, so 64 chunks of bf16 rows of width 768 take 201 MB, three times.
+      window: chunks of the store that are shuffled together in memory; 0: 64, or as many more as
+        131,072 rows need. So many bf16 rows of width 768 take 201 MB, three times. Rows of a chunk
+        come from one segment, so a batch is mixed the better the fewer rows of each chunk it has.
       lanes: independent sequences that every batch is made of in equal parts. A process reads the
         lanes of its own rows and no others, so a number that the number of processes divides; the
         batches are the same for any such number.
@@ -64,7 +68,7 @@ class Stream:
     """
 
     batch: int = 4096
-    window: int = 64
+    window: int = 0
     lanes: int = 8
     exclude_positions: tuple[int, ...] = DEFAULT_POSITIONS
     exclude_tokens: tuple[int, ...] = ()
@@ -77,7 +81,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("batch", 1), ("window", 1), ("lanes", 1), ("threads", 0), ("prefetch", 1),
+            ("batch", 1), ("window", 0), ("lanes", 1), ("threads", 0), ("prefetch", 1),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"stream.{name}={getattr(self, name)}: at least {least} is needed")
@@ -167,28 +171,20 @@ class Batches:
             "window_bytes": self._lanes.nbytes,
         }
         if store.rows <= _MIXING_ROWS:
-            self.info |= self.mixing()
+            self.info |= self._told(self.mixing())
 
     def mixing(self, steps: int = 4) -> dict[str, float]:
         """Different documents in a batch: the mean of the first `steps` batches, and the mean of
-        batches that are drawn at random from all rows. {} for stores without documents, or several.
+        batches that are drawn at random from all rows, the same share of each store. {} where a
+        store has no documents.
         """
-        if DOCUMENT not in self._store.columns or isinstance(self._store, Mixed):
+        if DOCUMENT not in self._store.columns:
             return {}
-        (kept,), found = self._kept, []
-        lanes = self._open_lanes([DOCUMENT])
-        column = self._store.column(DOCUMENT)
-        rows = np.empty((self.batch, *column.shape), column.numpy_dtype)
-        for step in range(min(steps, self.rows // self.batch)):
-            lanes.gather(step * self.batch, (step + 1) * self.batch, {DOCUMENT: rows})
-            found.append(len(np.unique(rows)))
-        lanes.close()
-        documents = self._store.read(DOCUMENT)
-        documents = documents if kept.mask is None else documents[kept.mask]
-        return {
-            "documents_per_batch": float(np.mean(found)),
-            "documents_per_random_batch": expected_distinct(documents, self.batch),
-        }
+        lanes, steps = self._open_lanes([DOCUMENT]), max(1, min(steps, self.rows // self.batch))
+        try:
+            return measured(lanes, parts_of(self._store)[0], self._kept, self.batch, steps)
+        finally:
+            lanes.close()
 
     def _resolve(self, store: Store | Part, cache: Path | None) -> Kept:
         config = self._config
@@ -216,13 +212,27 @@ class Batches:
             open_lanes, self._names, self._dtypes, config.batch, config.lanes, self._sharding
         )
 
+    def _told(self, mixing: dict[str, float]) -> dict[str, float]:
+        """The same, with a warning where batches are worse mixed than by a random draw."""
+        found, random = mixing.values() if mixing else (1, 1)
+        if found < ENOUGH * random:
+            log.warning(
+                "%s: a batch has rows of %.0f documents, one drawn at random from all rows would "
+                "have %.0f. Neighbouring rows are alike: shuffle more of them together, by a "
+                "larger stream.window (now %d rows) or by a harvest with larger segment_rows or "
+                "smaller chunk_rows", self._store.path, found, random, self._lanes.rows,
+            )  # fmt: skip
+        return mixing
+
     def _counts(self) -> dict[str, Any]:
         """What is kept; of several stores the numbers of each, and their shares of a batch."""
         if not isinstance(self._store, Mixed):
             return self._kept[0].info
-        stores = zip(self._store.stores, self._store.weights, self._kept)
-        parts = [{"store": str(s.path), "share": w, **k.info} for s, w, k in stores]
-        return {"rows": self._store.rows, "rows_kept": self.rows, "stores": parts}
+        found: dict[str, Any] = {"rows": self._store.rows, "rows_kept": self.rows}
+        for i, (store, kept) in enumerate(zip(self._store.stores, self._kept)):
+            one = {"path": str(store.path), "share": self._store.weights[i], **kept.info}
+            found |= {f"stores/{i}/{name}": value for name, value in one.items()}
+        return found
 
     def batch_at(self, step: int) -> dict[str, jax.Array]:
         """The batch of a step, made now: {name: [batch, *shape]}, rows over the data axis.

@@ -5,11 +5,9 @@ import json
 import jax
 import numpy as np
 import pytest
-from scipy import stats
 
 from saex.data import Column, Store, StoreError, StoreWriter
 from saex.data.mixed import Mixed, Shares, open_mixed
-from saex.data.mixing import expected_distinct
 from saex.data.split import open_split
 from saex.data.stream import Stream
 
@@ -80,7 +78,7 @@ def test_shares_of_a_mixture_are_exact_in_every_batch(tmp_path):
     again = Stream(batch=64, window=24, **PLAIN).open(mixed, ["n"], 0)
     for start, stop in ((0, 7), (100, 333), (61, 67), (640, 641)):
         assert again.gather(start, stop)["n"].tolist() == seen[start:stop].tolist()
-    assert batches.info["stores"][1]["share"] == 0.25
+    assert batches.info["stores/1/share"] == 0.25
     assert mixed.read("n", 480, 600).tolist() == [
         *a.read("n", 480),
         *b.read("n"),
@@ -118,37 +116,3 @@ def test_a_file_names_the_stores_to_mix(tmp_path):
         Mixed([train.stores[0], train.stores[1]], [0.0, 1.0], file)
     with pytest.raises(StoreError, match="no column 'x' in common"):
         train.column("x")
-
-
-def test_documents_of_a_random_batch():
-    documents = np.repeat(np.arange(40), np.arange(1, 41))
-    rng = np.random.default_rng(0)
-    draws = [len(np.unique(rng.choice(documents, 100, replace=False))) for _ in range(2000)]
-    assert expected_distinct(documents, 100) == pytest.approx(np.mean(draws), abs=0.15)
-    assert expected_distinct(documents, len(documents)) == 40
-
-
-def mixing(store, **options):
-    batches = Stream(batch=256, **PLAIN, **options).open(store, ["n", "document", "position"], 0)
-    steps = [batches.gather(s * 256, s * 256 + 256) for s in range(batches.rows // 256)]
-    batches.close()
-    return batches.info, steps
-
-
-def test_the_default_mixes_as_rows_drawn_at_random(tmp_path):
-    """Distinct documents per batch, mean position, and correlation of neighbours in a batch."""
-    info, steps = mixing(write(tmp_path / "shuffled", 20_000))
-    assert info["documents_per_batch"] >= 0.95 * info["documents_per_random_batch"]
-    positions = np.concatenate([step["position"] for step in steps])
-    noise = np.sqrt(99 / 12 / 256)  # positions 0 to 9 at random: standard error of a batch's mean
-    means = [step["position"].mean() for step in steps]
-    assert np.abs(np.array(means) - 4.5).max() < 5 * noise
-    assert abs(stats.pearsonr(positions[1:], positions[:-1])[0]) < 4 / np.sqrt(len(positions))
-    numbers = np.concatenate([step["n"] for step in steps])
-    assert abs(stats.pearsonr(numbers[1:], numbers[:-1])[0]) < 4 / np.sqrt(len(numbers))
-
-
-def test_a_small_window_over_rows_in_their_order_is_seen(tmp_path):
-    """The control: the measure must tell a bad shuffle."""
-    info, _ = mixing(write(tmp_path, 20_000, shuffled=False), window=1, lanes=1)
-    assert info["documents_per_batch"] < 0.8 * info["documents_per_random_batch"]

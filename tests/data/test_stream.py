@@ -335,7 +335,9 @@ def test_bad_input_is_named(store, opened, tmp_path):
         opened(PLAIN, write(tmp_path, finish=False))
     with pytest.raises(ValueError, match=r"stream.batch=12 is not a multiple of stream.lanes=8"):
         Stream(batch=12)
-    for field in ("batch", "window", "lanes", "prefetch"):
+    with pytest.raises(ValueError, match=r"stream.window=-1"):
+        Stream(window=-1)
+    for field in ("batch", "lanes", "prefetch"):
         with pytest.raises(ValueError, match=f"stream.{field}=0"):
             Stream(**{field: 0})
 
