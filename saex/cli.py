@@ -1,4 +1,4 @@
-"""The ``saex`` command: train, eval, report, info, store, pretrain.
+"""The ``saex`` command: train, harvest, eval, report, info, store, pretrain.
 
 saex train --config=experiments/quickstart.py --workdir=runs/quickstart --config.sae.k=16
 """
@@ -71,6 +71,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     )
     sub.add_argument("--extend", action="store_true", help="allow a larger budget than before")
     sub.add_argument("--allow_config_change", action="store_true")
+    sub = add("harvest", _harvest, "write the stores that a run would train on, or go on with them")
+    sub.add_argument("--store", required=True, metavar="DIR", help="a folder, s3://... or gs://...")
     sub = add("pretrain", _pretrain, "train a small language model such as pocket-lm")
     sub.add_argument("--workdir", required=True, metavar="DIR")
     for name, run, text in (
@@ -133,6 +135,20 @@ def _train(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> int | 
         where = f"{args.workdir}/members/*" if "members" in result else args.workdir
         print(f"{where}: eval.json, report.html, metrics.jsonl, checkpoints/")
     return 0
+
+
+def _harvest(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+    from saex import config as configs
+
+    config = configs.load(args.config, overrides)
+    _use_devices(1)
+    from saex import distributed, loop
+
+    stores = loop.harvest(config, args.store)
+    if distributed.is_main():
+        for store in stores:
+            print(f"{store.path}: {store.rows:,} rows, columns {', '.join(store.columns)}")
+        print(f"train on them by --config.store={args.store}")
 
 
 def _pretrain(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:

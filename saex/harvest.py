@@ -39,7 +39,7 @@ from saex.registry import choices, run_field
 
 log = logging.getLogger("saex")
 
-# Called after each batch with rows done, rows in all, and rows per second of this process.
+# Called after each batch with rows done, rows in all (of this process), and rows per second.
 Progress = Callable[[int, int, float], None]
 
 
@@ -240,11 +240,16 @@ def _tell_room(path: str | os.PathLike, columns: dict, cfg: Harvest, contexts: C
 def _write_parts(parts: int, open_writer: Callable, contexts: Callable, run: Callable) -> None:
     """Writes this process's share of the parts, each of them a stretch of the contexts."""
     chosen = contexts()
-    for part in range(jax.process_index(), parts, jax.process_count()):
-        span = len(chosen) * part // parts, len(chosen) * (part + 1) // parts
+    ends = [len(chosen) * part // parts for part in range(parts + 1)]
+    mine = range(jax.process_index(), parts, jax.process_count())
+    rows = {part: int(chosen.lengths[ends[part] : ends[part + 1]].sum()) for part in mine}
+    before = 0
+    for part in mine:
         with open_writer((part, parts)) as writer:
             if not writer.complete or writer.missing:
-                run(chosen, writer, span=span).work()
+                span, told = (ends[part], ends[part + 1]), (before, sum(rows.values()))
+                run(chosen, writer, span=span, told=told).work()
+        before += rows[part]
 
 
 def describe(
@@ -280,15 +285,18 @@ def digest_of_params(params: Any) -> str:
 
 
 class _Run:
-    """One process's work on a store: contexts in, committed segments out."""
+    """One process's work on a store, or on a span of it; told: (rows before, in all) to be shown."""
 
-    def __init__(self, model, params, cfg, contexts, writer, progress, shuffle=None, span=None):
+    def __init__(
+        self, model, params, cfg, contexts, writer, progress, shuffle=None, span=None, told=None
+    ):
         self.cfg, self.contexts, self.writer, self.progress = cfg, contexts, writer, progress
         self.params, self.forward = params, make_forward(model, cfg)
         self.compiled = is_compiled(model)
         self.shuffle = shuffle
         self.first, self.end = span or (0, len(contexts))
-        self.total = int(contexts.lengths[self.first : self.end].sum())
+        self.rows = int(contexts.lengths[self.first : self.end].sum())
+        self.before, self.total = told or (0, self.rows)
         self.done, self.started = 0, time.monotonic()
 
     def work(self) -> None:
@@ -329,8 +337,8 @@ class _Run:
         self.done += len(rows["tokens"])
         if self.progress:
             rate = self.done / max(time.monotonic() - self.started, 1e-9)
-            so_far = min(self.writer.rows + self.writer.buffered, self.total)
-            self.progress(so_far, self.total, rate)
+            so_far = min(self.writer.rows + self.writer.buffered, self.rows)
+            self.progress(self.before + so_far, self.total, rate)
 
     def _batches(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         forward = functools.partial(self.forward, self.params)

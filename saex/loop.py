@@ -15,15 +15,11 @@ from typing import Any
 
 import jax
 
-from saex import distributed, evals, live, metrics
+from saex import distributed, evals, live, metrics, stores
 from saex.checkpoint import versions
 from saex.config import Config, differences, recorded_identity, run_hash, to_json
-from saex.contexts import sites_of
-from saex.data import joined
-from saex.data.split import open_split
 from saex.data.store_remote import absolute, is_remote
-from saex.evaluate import evaluate_run, report_run, site_rows, store_folder
-from saex.harvest import harvest
+from saex.evaluate import evaluate_run, report_run, site_rows
 from saex.member import Member, members_of
 from saex.registry import ConfigError, identity
 from saex.sharding import make_mesh
@@ -66,8 +62,8 @@ def train(
     if is_remote(workdir):
         raise ConfigError(
             f"--workdir={workdir}: a workdir is a folder on a disk. Its rows may be on an object "
-            "store: write them there (saex.harvest.harvest, or saex store copy), then give "
-            "--config.store=s3://bucket/name"
+            "store: write them there (saex harvest --config=FILE --store=s3://..., or saex store "
+            "copy), then give --config.store=s3://bucket/name"
         )
     if config.store is not None:  # a run may be looked at from another folder
         config = dataclasses.replace(config, store=absolute(config.store))
@@ -81,7 +77,7 @@ def train(
     with _Sigterm() as stop:
         log.info(_plan(config, folder))
         mesh = make_mesh(config.mesh)
-        store, heldout = _stores(config, folder, mesh, stop)
+        store, heldout = stores.of_run(config, folder, mesh, stop.check)
         with live.finishing(store):
             _fit(config, folder, store, heldout, mesh, stop)
         # Every process evaluates (a restore needs all of them); the first one writes.
@@ -95,6 +91,20 @@ def train(
     distributed.barrier("done")
     log.info("done in %.0f s: %s", time.time() - started, folder)
     return result
+
+
+def harvest(config: Config, place: str | pathlib.Path) -> list[Any]:
+    """Write the stores of ``config``, `train` and `heldout`, to a place of their own.
+
+    Args:
+      config: a resolved configuration; its subject, text, site, columns, harvest and seed count.
+      place: a folder, or a place on an object store. A call that was killed is gone on with.
+
+    Raises:
+      ConfigError: no subject model. Preempted: SIGTERM; what was committed is kept.
+    """
+    with _Sigterm() as stop:
+        return stores.harvested(config, place, stop.check)
 
 
 # --------------------------------------------------------------------------------------- the steps
@@ -277,74 +287,6 @@ def _write_config(config: Config, folder: pathlib.Path) -> None:
         record = {"config": to_json(config), "identity": identity(config)}
         record |= {"hash": run_hash(config), "n_steps": config.n_steps}
         metrics.write_json(folder / "config.json", record)
-
-
-def _stores(config: Config, folder: pathlib.Path, mesh: Any, stop: Any) -> tuple[Any, Any]:
-    """(train store, held-out store): harvested into the workdir if no store is named.
-
-    Of a live run the first one is made while it is read.
-    """
-    root = store_folder(config, folder)
-    if config.store is not None and config.live.enabled:
-        raise ConfigError(
-            f"config.store={config.store!r} with live.enabled: rows come from the one or the other"
-        )
-    if config.store is not None:
-        stores = open_split(root, "train"), open_split(root, "heldout")
-    else:
-        if config.subject is None:
-            raise ConfigError(
-                "config.subject=None and config.store=None: without a subject model there is "
-                "nothing to harvest; name a store of ready rows by --config.store=DIR"
-            )
-        model, params = config.subject.load()
-        sites = sites_of(config, model)
-        _check_width(config, sum(model.sites[part] for part in joined.parts(config.site)))
-        given = config, model, params, sites
-        if config.live.enabled:
-            train = _live(*given, root / "train", mesh)
-        else:
-            train = _harvest(*given, "train", root / "train", stop)
-        stores = train, _harvest(*given, "heldout", root / "heldout", stop)
-    for store in stores:
-        if not store.complete:
-            raise ConfigError(f"{store.path} is not complete: run its harvest again to the end")
-        _check_width(config, joined.column(store, config.site).shape[0])
-    return stores
-
-
-def _live(config: Config, model: Any, params: Any, sites: Any, path: Any, mesh: Any) -> Any:
-    return live.open_rows(
-        model, params, config.text, path, config.harvest, config.live,
-        sites=sites, seed=config.seed, mesh=mesh,
-    )  # fmt: skip
-
-
-def _harvest(
-    config: Config, model: Any, params: Any, sites: Any, split: str, path: Any, stop: Any
-) -> Any:
-    budget = config.harvest.budget(split)
-    progress = metrics.Progress(f"harvest {split}", budget, unit="row")
-
-    def update(done: int, total: int, rate: float) -> None:
-        stop.check()
-        progress.update(done, f"{rate:,.0f} rows/s")
-
-    store = harvest(
-        model, params, config.text, split, path, config.harvest,
-        sites=sites, seed=config.seed, progress=update,
-    )  # fmt: skip
-    progress.close()
-    log.info("%s: %d rows", path, store.rows)
-    return store
-
-
-def _check_width(config: Config, width: int) -> None:
-    d_in = config.sae.d_in
-    sites = getattr(config.sae, "sites", 1)  # whose rows are encoded each by itself
-    if width != d_in * sites:
-        times = f" for each of config.sae.sites={sites}" if sites > 1 else ""
-        raise ConfigError(f"config.sae.d_in={d_in}{times}, but {config.site} has width {width}")
 
 
 def _plan(config: Config, folder: pathlib.Path) -> str:

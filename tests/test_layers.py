@@ -16,7 +16,9 @@ LAYER = {
     **dict.fromkeys(("sae", "data", "models", "checkpoint", "interop"), 2),
     **dict.fromkeys(("train", "evals", "analysis", "intervene", "report"), 3),
     **dict.fromkeys(("config", "loop", "evaluate", "harvest", "member", "pretrain", "cli"), 4),
-    **dict.fromkeys(("calibration", "contexts", "live", "live_devices", "live_rows", "tee"), 4),
+    **dict.fromkeys(
+        ("calibration", "contexts", "live", "live_devices", "live_rows", "stores", "tee"), 4
+    ),
     "__init__": 4,
 }
 SIDEWAYS = {("checkpoint", "sae"), ("interop", "sae")}

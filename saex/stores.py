@@ -1,0 +1,122 @@
+"""The stores of a run: those that its configuration names, or those that it has harvested."""
+
+import logging
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from saex import distributed, live, metrics
+from saex.config import Config
+from saex.contexts import sites_of
+from saex.data import joined
+from saex.data.split import open_split
+from saex.evaluate import store_folder
+from saex.harvest import harvest
+from saex.registry import ConfigError
+
+log = logging.getLogger("saex")
+
+
+def of_run(
+    config: Config, folder: pathlib.Path, mesh: Any, check: Callable[[], Any]
+) -> tuple[Any, Any]:
+    """(train store, held-out store): harvested into the workdir if no store is named.
+
+    Of a live run the first one is made while it is read.
+
+    Args:
+      folder: the workdir. mesh: the run's.
+      check: called after each batch of a harvest; what it raises ends it.
+
+    Raises:
+      ConfigError: neither rows nor a model that makes them, or rows of another width.
+    """
+    root = store_folder(config, folder)
+    if config.store is not None and config.live.enabled:
+        raise ConfigError(
+            f"config.store={config.store!r} with live.enabled: rows come from the one or the other"
+        )
+    if config.store is not None:
+        stores = open_split(root, "train"), open_split(root, "heldout")
+    else:
+        given = subject_of(config, "name a store of ready rows by --config.store=DIR")
+        if config.live.enabled:
+            train = _live(config, *given, root / "train", mesh)
+        else:
+            train = _harvested(config, *given, "train", root / "train", check)
+        stores = train, _harvested(config, *given, "heldout", root / "heldout", check)
+    for store in stores:
+        if not store.complete:
+            raise ConfigError(f"{store.path} is not complete: run its harvest again to the end")
+        _check_width(config, joined.column(store, config.site).shape[0])
+    return stores
+
+
+def harvested(config: Config, place: str | os.PathLike, check: Callable[[], Any]) -> list[Any]:
+    """Both stores of a configuration, `train` and `heldout`, in a folder or on an object store.
+
+    Args: as ``of_run``; place: a folder, or a place such as s3://bucket/name.
+    """
+    given = subject_of(config, "saex harvest is for models")
+    where = str(place).rstrip("/")
+    return [
+        _harvested(config, *given, split, f"{where}/{split}", check)
+        for split in ("train", "heldout")
+    ]
+
+
+def subject_of(config: Config, mend: str) -> tuple[Any, Any, tuple[str, ...]]:
+    """(model, its parameters, sites that the dictionary reads); checked against the dictionary.
+
+    Raises:
+      ConfigError: no subject model; a site that it does not have, or of another width.
+    """
+    if config.subject is None:
+        raise ConfigError(
+            "config.subject=None and config.store=None: without a subject model there is nothing "
+            f"to harvest; {mend}"
+        )
+    model, params = config.subject.load()
+    sites = sites_of(config, model)
+    _check_width(config, sum(model.sites[part] for part in joined.parts(config.site)))
+    return model, params, sites
+
+
+def _live(config: Config, model: Any, params: Any, sites: Any, path: Any, mesh: Any) -> Any:
+    return live.open_rows(
+        model, params, config.text, path, config.harvest, config.live,
+        sites=sites, seed=config.seed, mesh=mesh,
+    )  # fmt: skip
+
+
+def _harvested(
+    config: Config, model: Any, params: Any, sites: Any, split: str, path: Any, check: Any
+) -> Any:
+    bars: list[Any] = []  # made at the first batch, which knows how many rows there will be
+
+    def update(done: int, total: int, rate: float) -> None:
+        check()
+        if not bars:
+            make = metrics.Progress if distributed.is_main() else metrics.Silent
+            bars.append(make(f"harvest {split}", total, done, unit="row"))
+        bars[0].update(done, f"{rate:,.0f} rows/s")
+
+    try:
+        store = harvest(
+            model, params, config.text, split, path, config.harvest,
+            sites=sites, seed=config.seed, progress=update,
+        )  # fmt: skip
+    finally:
+        for bar in bars:
+            bar.close()
+    log.info("%s: %d rows", path, store.rows)
+    return store
+
+
+def _check_width(config: Config, width: int) -> None:
+    d_in = config.sae.d_in
+    sites = getattr(config.sae, "sites", 1)  # whose rows are encoded each by itself
+    if width != d_in * sites:
+        times = f" for each of config.sae.sites={sites}" if sites > 1 else ""
+        raise ConfigError(f"config.sae.d_in={d_in}{times}, but {config.site} has width {width}")
