@@ -285,7 +285,7 @@ def digest_of_params(params: Any) -> str:
 
 
 class _Run:
-    """One process's work on a store, or on a span of it; told: (rows before, in all) to be shown."""
+    """One process's work on a store, or a span of it; told: (rows before, in all) to be shown."""
 
     def __init__(
         self, model, params, cfg, contexts, writer, progress, shuffle=None, span=None, told=None
