@@ -87,6 +87,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
             sub.add_argument("--config", metavar="FILE.py[:ARG]", help="what a step would cost")
             sub.add_argument("--hardware", metavar="NAME", help="on: h200, v5e, v5p, v6e, cpu")
             sub.add_argument("--dead", type=int, default=0, help="dead latents that AuxK computes")
+            sub.add_argument("--supply", type=float, help="rows a second that come at most")
+            sub.add_argument("--active", type=float, help="L0, where the method has no k")
 
     sub = add("store", _store, "look at a store of activations, check it, merge parts", False)
     sub.add_argument("action", choices=("info", "verify", "merge", "head", "copy"))
@@ -199,11 +201,13 @@ def _cost(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     config = configs.load(args.config, overrides)
     machine = cost.hardware(args.hardware)
     given = config.sae, config.stream.batch, config.mesh, machine, args.dead, config.optim.moments
-    floor = cost.step(*given)
+    floor = cost.step(*given, max(len(config.members), 1), args.supply, args.active)
     if args.json:
         print(json.dumps(floor.to_dict(), indent=1))
         return
     mesh = f"mesh {config.mesh.data} x {config.mesh.model} ({config.mesh.strategy})"
+    if config.mesh.sweep > 1:
+        mesh = f"{config.mesh.sweep} places of {mesh}"
     print(f"{config.sae}\n{config.stream.batch:,} rows a step, {mesh}, {machine.name}\n")
     print(f"{floor}\n\n{cost.ASSUMES}\n\n{machine.describe()}")
 

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from saex.cost.slots import examples, is_sparse, slots
 from saex.sharding import DATA, MODEL, MeshConfig
 
 Kind = Literal["all-reduce", "all-gather", "reduce-scatter"]
@@ -100,19 +101,14 @@ def of_step(sae: Any, batch: int, mesh: MeshConfig, dead: int = 0) -> list[Colle
       mesh: how rows and latents are split.
       dead: latents that count as dead, over all shards.
     """
-    rows = batch // mesh.data
-    found = [reconstruction(rows, sae.d_out, mesh.model), fired(sae.n, mesh)]
+    rows, parts = batch // mesh.data * examples(sae), slots(sae, mesh.model).parts
+    found = [reconstruction(rows * parts, sae.d_out, mesh.model), fired(sae.n, mesh)]
     if is_sparse(sae):
         found.insert(0, candidates(rows, sae.k, sae.n, mesh.model))
     found += gradients(sae, mesh)
     if getattr(sae, "aux_coefficient", 0):
         found += auxiliary(sae, rows, mesh, dead)
     return [c for c in found if c.size > 1]
-
-
-def is_sparse(sae: Any) -> bool:
-    """Whether a dictionary's codes are k slots a row rather than n entries."""
-    return "indices" in getattr(sae.codes, "__dataclass_fields__", {})
 
 
 def trainable(sae: Any, model: int = 1, axis: str | None = None) -> int:

@@ -11,10 +11,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from saex.cost.collectives import is_sparse
+from saex.cost.slots import is_sparse
 from saex.kernels.encode_topk.cpu import ROWS
 from saex.kernels.sparse_affine.dead import BLOCK
-from saex.kernels.topk.cpu import GROUP
+from saex.kernels.topk.cpu import two_levels
 from saex.sharding import MeshConfig, bytes_per_device
 
 
@@ -202,7 +202,7 @@ def _stacked(sae: Any, b: int, mesh: MeshConfig, slots: int) -> dict[str, int]:
 
 def _sparse(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
     n, k, matrix, row = _sizes(sae, b, mesh)
-    kept = (CPU.matrices if _two_levels(n, k) else CPU.fewer) * matrix + CPU.rows * row
+    kept = (CPU.matrices if two_levels(n, k) else CPU.fewer) * matrix + CPU.rows * row
     if getattr(sae, "matmul_dtype", "float32") == "bfloat16":
         kept += (matrix + row) // 2  # what the encoder's matmul reads
     slots = 4 * 4 * b * k
@@ -226,11 +226,6 @@ def _auxiliary(k_aux: int, b: int, n: int, model: int) -> int:
     search = best + block + (best + block)
     gathered = 2 * best * model if model > 1 else 0
     return 4 * b * max(search, gathered)
-
-
-def _two_levels(n: int, k: int) -> bool:
-    """Whether kernels/topk/cpu.py selects groups first."""
-    return n % GROUP == 0 and n // GROUP >= 16 * k
 
 
 def _dense(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
