@@ -119,6 +119,8 @@ class Manifest:
     cursor: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
     stats: dict[str, ColumnStats] = field(default_factory=dict)
+    # Rows left out since the last segment: no segment's own count can have them yet.
+    dropped_since: int = 0
 
     @property
     def rows(self) -> int:
@@ -128,7 +130,7 @@ class Manifest:
     @property
     def dropped(self) -> int:
         """Rows that were left out as they held NaN or infinity."""
-        return sum(s.dropped for s in self.segments)
+        return sum(s.dropped for s in self.segments) + self.dropped_since
 
     @property
     def digest(self) -> str:

@@ -36,6 +36,10 @@ _AGAIN = "Take a copy that is whole, or delete the store's folder and write it a
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")
 _SEGMENT = re.compile(r"segment-[A-Za-z0-9\-]{1,80}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_KEYS = {
+    "format", "version", "complete", "rows", "dropped", "chunk_rows", "columns", "meta", "cursor",
+    "segments", "stats",
+}  # fmt: skip
 
 
 def to_json(manifest: Manifest) -> str:
@@ -45,6 +49,7 @@ def to_json(manifest: Manifest) -> str:
         "version": version_of(manifest.columns),
         "complete": manifest.complete,
         "rows": manifest.rows,
+        **({"dropped": manifest.dropped_since} if manifest.dropped_since else {}),
         "chunk_rows": manifest.chunk_rows,
         "columns": columns_to_json(manifest.columns),
         "meta": manifest.meta,
@@ -100,6 +105,7 @@ def from_json(text: str, where: str) -> Manifest:
         cursor=_get(body, "cursor", dict, where),
         complete=_get(body, "complete", bool, where),
         stats=stats,
+        dropped_since=_dropped(body, where),
     )
     if body.get("rows") != manifest.rows:
         raise StoreError(f"{where}: rows is {body.get('rows')!r}, not {manifest.rows}. {_AGAIN}")
@@ -158,6 +164,12 @@ def _check_version(body: Any, where: str) -> None:
 
 def _check_checksum(body: dict[str, Any], where: str) -> None:
     rest = {k: v for k, v in body.items() if k != "checksum"}
+    unknown = sorted(set(rest) - _KEYS)
+    if "checksum" not in body and unknown:  # this may be what is left of it
+        raise StoreError(
+            f"{where} has no checksum, but {unknown[0]!r:.80}, which version {VERSION} does not "
+            f"know: it was altered. {_AGAIN}"
+        )
     if "checksum" in body and body["checksum"] != json_sha256(rest):
         raise StoreError(f"{where} does not match its own checksum: it was altered. {_AGAIN}")
 
@@ -220,10 +232,14 @@ def _segment(raw: Any, columns: Mapping[str, Column], chunk_rows: int, where: st
         size, want = files[f"{name}/{column.shard}"].bytes, shard_bytes(column, rows, chunk_rows)
         if size != want:
             raise StoreError(f"{where}: {name} has {size} bytes; {rows} rows take {want}. {_AGAIN}")
+    return Segment(path, rows, _get(raw, "cursor", dict, where), files, _dropped(raw, where))
+
+
+def _dropped(raw: Any, where: str) -> int:
     dropped = _get({"dropped": 0, **raw}, "dropped", int, where)
     if dropped < 0:
         raise StoreError(f"{where}: dropped is {dropped}; expected a whole number from 0. {_AGAIN}")
-    return Segment(path, rows, _get(raw, "cursor", dict, where), files, dropped)
+    return dropped
 
 
 def _file(raw: Any, where: str) -> FileRecord:

@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from saex.data import store_shards as shards
-from saex.data.manifest import StoreError
-from saex.data.store_remote import RemotePath
+from saex.data.manifest import FileRecord, StoreError
+from saex.data.store_remote import RemotePath, each
 
 if TYPE_CHECKING:
     from saex.data.store import Store
@@ -45,8 +45,13 @@ def check(store: Store, deep: bool) -> list[Damage]:
       deep: whether every byte is read and compared with the manifest; else presence, sizes, small
         files and the indices of shards are looked at.
     """
-    segments = range(len(store.manifest.segments))
-    return [damage for i in segments for damage in _check(store, i, deep)]
+    segments = enumerate(store.manifest.segments)
+    files = [(i, name, expected) for i, s in segments for name, expected in s.files.items()]
+    if deep:  # one file at a time: data files are large
+        found = [_check(store, *file, deep) for file in files]
+    else:
+        found = each(store.path, lambda file: _check(store, *file, deep), files)
+    return [damage for damage in found if damage is not None]
 
 
 def report(damages: Sequence[Damage]) -> str:
@@ -66,21 +71,27 @@ def report(damages: Sequence[Damage]) -> str:
     )
 
 
-def _check(store: Store, segment: int, deep: bool) -> list[Damage]:
-    folder, files = store.folder(segment), store.manifest.segments[segment].files
-    shard_of = {f"{n}/{c.shard}": n for n, c in store.columns.items() if c.stored}
-    found = []
-    for file, expected in files.items():
-        reason = _file_error(folder / file, expected, deep or file not in shard_of)
-        if reason is None and file in shard_of:
-            reason = _index_error(store, segment, shard_of[file])
-        if reason is not None:
-            rows = _hurt_rows(store, segment, shard_of.get(file), deep)
-            found.append(Damage(folder / file, folder, reason, rows))
-    return found
+def _check(
+    store: Store, segment: int, file: str, expected: FileRecord, deep: bool
+) -> Damage | None:
+    """What is wrong with a file of a segment; None if nothing is."""
+    folder, name = store.folder(segment), _column_of(store, file)
+    reason = _file_error(folder / file, expected, deep or name is None)
+    if reason is None and name is not None:
+        reason = _index_error(store, segment, name)
+    if reason is None:
+        return None
+    return Damage(folder / file, folder, reason, _hurt_rows(store, segment, name, deep))
 
 
-def _file_error(path: Path | RemotePath, expected: Any, deep: bool) -> str | None:
+def _column_of(store: Store, file: str) -> str | None:
+    """The column whose data file this is; None for the small files."""
+    name = file.split("/")[0]
+    column = store.columns.get(name)
+    return name if column is not None and file == f"{name}/{column.shard}" else None
+
+
+def _file_error(path: Path | RemotePath, expected: FileRecord, deep: bool) -> str | None:
     """What is wrong with a file by size and, if `deep`, by checksum; None if nothing is."""
     try:
         if isinstance(path, RemotePath):  # without `deep` its index is read at once, and tells
@@ -111,13 +122,15 @@ def _index_error(store: Store, segment: int, name: str) -> str | None:
 
 
 def _hurt_rows(store: Store, segment: int, name: str | None, deep: bool) -> tuple:
-    """Rows whose chunks cannot be read; all of the segment's where that was not tried."""
+    """Rows whose chunks cannot be read; all of the segment's where that was not tried, or where
+    every chunk can be: then the file is whole, but it is another one.
+    """
     begin, end = store.rows_of(segment)
     if name is None or not deep:
         return ((begin, end),)
     step = store.chunk_rows
     ranges = [(a, min(a + step, end)) for a in range(begin, end, step)]
-    return tuple(r for r in ranges if not _readable(store, name, r))
+    return tuple(r for r in ranges if not _readable(store, name, r)) or ((begin, end),)
 
 
 def _readable(store: Store, name: str, rows: tuple[int, int]) -> bool:

@@ -101,6 +101,7 @@ def concatenate(manifests: dict[str, Manifest], where: str) -> Manifest:
         segments=tuple(s for m in manifests.values() for s in m.segments),
         cursor=next(reversed(manifests.values())).cursor,
         stats=merge_all([m.stats for m in manifests.values() if m.stats]),
+        dropped_since=sum(m.dropped_since for m in manifests.values()),
     )
 
 

@@ -9,20 +9,51 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
+
+from saex.data.manifest import StoreError
 
 SCHEMES = ("s3", "gs")
 # Attempts at a request, with growing pauses; then it is an error.
 _RETRIES = {"max_retries": 5, "initial_delay": "200ms", "max_delay": "5s"}
+# Small objects that are read side by side: a request takes as long as the way there and back.
+_SIDE_BY_SIDE = 16
+_One, _Found = TypeVar("_One"), TypeVar("_Found")
 
 
 def place(path: str | os.PathLike) -> Path | RemotePath:
-    """A folder, or a place on an object store, by its name."""
-    return RemotePath(os.fspath(path)) if is_remote(path) else Path(path)
+    """A folder, or a place on an object store, by its name.
+
+    Raises:
+      StoreError: a place without a bucket, or with "?" or "#", which are no part of names.
+    """
+    if not is_remote(path):
+        return Path(path)
+    parts = urlsplit(os.fspath(path))
+    if not parts.netloc or parts.query or parts.fragment:
+        raise StoreError(
+            f"{os.fspath(path)} is no place on an object store: expected "
+            f"{parts.scheme}://bucket/name, without '?' and '#'"
+        )
+    return RemotePath(os.fspath(path))
+
+
+def each(
+    path: Path | RemotePath, call: Callable[[_One], _Found], items: Iterable[_One]
+) -> list[_Found]:
+    """`call` of each item, in order; where `path` is on an object store, many side by side.
+
+    Raises what the first call raises that does.
+    """
+    if not isinstance(path, RemotePath):
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+        return list(pool.map(call, items))
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -58,7 +89,7 @@ class RemotePath:
     def kvstore(self) -> dict[str, Any]:
         """The tensorstore specification of everything below this name."""
         parts = urlsplit(self.url)
-        path = parts.path.strip("/") + "/"
+        path = (parts.path.strip("/") + "/").lstrip("/")  # nothing, of a whole bucket
         if parts.scheme == "gs":
             retries = {"gcs_request_retries": _RETRIES}
             return {"driver": "gcs", "bucket": parts.netloc, "path": path, **retries}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -37,10 +38,12 @@ from saex.data.room import bytes_needed, check_room
 from saex.data.statistics import ColumnStats, merge_all, stats_from_json, stats_to_json
 from saex.data.store_lock import lock_folder
 from saex.data.store_names import Names
-from saex.data.store_remote import RemotePath, place
+from saex.data.store_remote import RemotePath, each, place
 from saex.data.store_remote_writer import Outbox
 from saex.data.store_resume import start_from
 from saex.data.strings import to_json as strings_to_json
+
+log = logging.getLogger("saex")
 
 
 class StoreWriter:
@@ -72,7 +75,7 @@ class StoreWriter:
         columns: Mapping[str, Column],
         meta: Mapping[str, Any] | None = None,
         *,
-        chunk_rows: int = 2048,
+        chunk_rows: int = 512,
         max_buffer_bytes: int = 2**31,
         part: tuple[int, int] | None = None,
         non_finite: Literal["refuse", "drop"] = "refuse",
@@ -122,7 +125,7 @@ class StoreWriter:
             if self._outbox:
                 self._manifest = self._outbox.start(wanted)
             segments = self._manifest.segments
-            self._parts = [self._read_stats(s) for s in segments]
+            self._parts = each(self.path, self._read_stats, segments)
             self.missing = [i for i, s in enumerate(segments) if not self._is_there(i, s)]
         except BaseException:
             self.close()
@@ -131,11 +134,17 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None and self.buffered:
+            log.warning(
+                "%s: %d rows were appended and never committed, so they are not in the store: "
+                "call commit(cursor) after append, or finish() at the end",
+                self.path, self.buffered,
+            )  # fmt: skip
         self.close()
 
     def close(self) -> None:
-        """Lets go of the folder. Rows that were not committed are dropped."""
+        """Lets go of the folder. Rows that were not committed are lost; leaving `with` says so."""
         if self._outbox:
             shutil.rmtree(self._work, ignore_errors=True)
         self._lock.close()
@@ -205,13 +214,13 @@ class StoreWriter:
         cursor, self._shuffle = _as_json(cursor, "cursor"), shuffle
         if replace is not None:
             return self._commit_in_place(replace)
-        manifest, parts = self._manifest, self._parts
+        manifest, parts = self._dropped_counted(), self._parts
         if self.buffered:
-            segment, part = self._write_segment(len(manifest.segments), cursor)
+            dropped, place = manifest.dropped_since, len(manifest.segments)
+            segment, part = self._write_segment(place, cursor, dropped)
+            stats = self._stats_with(part)
             parts = [*parts, part]
-            manifest = manifest.with_segment(
-                segment, len(manifest.segments), stats=merge_all(parts)
-            )
+            manifest = manifest.with_segment(segment, place, stats=stats, dropped_since=0)
         self._publish(dataclasses.replace(manifest, cursor=cursor), parts)
 
     def finish(self) -> None:
@@ -225,7 +234,22 @@ class StoreWriter:
         if self.buffered:
             self.commit(self.cursor)
         if not self.complete:
-            self._publish(dataclasses.replace(self._manifest, complete=True), self._parts)
+            self._publish(dataclasses.replace(self._dropped_counted(), complete=True), self._parts)
+
+    def _dropped_counted(self) -> Manifest:
+        """The manifest with the rows that were dropped since its last segment."""
+        manifest = self._manifest
+        dropped = manifest.dropped_since + self._buffer.dropped
+        return dataclasses.replace(manifest, dropped_since=dropped)
+
+    def _stats_with(self, part: dict[str, ColumnStats]) -> dict[str, ColumnStats]:
+        """The statistics of all segments and one more: those of the manifest, added to, which is
+        the sum over all segments, in their order, to the bit.
+        """
+        so_far = self._manifest.stats
+        if self.rows and not all(n in so_far and so_far[n].count == self.rows for n in part):
+            return merge_all([*self._parts, part])  # whoever wrote this store told less
+        return merge_all([so_far, part] if self.rows else [part])
 
     def _commit_in_place(self, place: int) -> None:
         old = self._manifest.segments[place]
@@ -234,7 +258,7 @@ class StoreWriter:
                 f"{self.buffered} rows cannot replace segment {place} of {old.rows} rows; "
                 f"lost are the segments {self.missing}"
             )
-        segment, part = self._write_segment(place, old.cursor)
+        segment, part = self._write_segment(place, old.cursor, self._buffer.dropped)
         parts = [*self._parts[:place], part, *self._parts[place + 1 :]]
         known = parts if all(parts) else []
         manifest = self._manifest.with_segment(segment, place)
@@ -265,7 +289,9 @@ class StoreWriter:
                 f"{self._folder(segment)} and run again, which writes that segment anew"
             ) from err
 
-    def _write_segment(self, place: int, cursor: dict) -> tuple[Segment, dict[str, ColumnStats]]:
+    def _write_segment(
+        self, place: int, cursor: dict, dropped: int
+    ) -> tuple[Segment, dict[str, ColumnStats]]:
         folder = self._work / self._names.segment(place, secrets.token_hex(6))
         try:
             part = self._write_files(folder)
@@ -280,7 +306,7 @@ class StoreWriter:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return Segment(folder.name, self.buffered, cursor, files, self._buffer.dropped), part
+        return Segment(folder.name, self.buffered, cursor, files, dropped), part
 
     def _write_files(self, folder: Path) -> dict[str, ColumnStats]:
         columns, order = self._manifest.columns, None
@@ -322,8 +348,7 @@ class StoreWriter:
                 shutil.rmtree(self._work / name, ignore_errors=True)
             raise err if isinstance(err, StoreError) else self._failure(err) from err
         self._manifest, self._parts = manifest, parts
-        if new:  # a commit of no rows keeps the count of the rows that were dropped
-            self._buffer.clear()
+        self._buffer.clear()
 
     def _failure(self, err: Exception) -> StoreError:
         need = self._buffer.rows * sum(c.row_bytes for c in self._manifest.columns.values())

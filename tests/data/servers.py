@@ -92,7 +92,7 @@ class Way:
         self.port, self.seen = port, []
         self.down = self.mute = lambda method, path: False
         handler = type("Handler", (_Handler,), {"way": self})
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
@@ -117,6 +117,11 @@ def _changed(port, path):
     except urllib.error.HTTPError:
         found = "0"
     return query["ifGenerationMatch"] != [found]
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    # A connection beyond the queue is tried again by the system, a second later.
+    request_queue_size = 128
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

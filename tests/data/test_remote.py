@@ -206,3 +206,28 @@ def test_names_of_object_stores():
     assert (RemotePath("s3://b/x/") / "y").url == "s3://b/x/y"
     spec = RemotePath("gs://b/x/y").kvstore()
     assert (spec["driver"], spec["bucket"], spec["path"]) == ("gcs", "b", "x/y/")
+    for url in ("s3://b", "s3://b/"):
+        assert RemotePath(url).kvstore()["path"] == ""
+        assert (RemotePath(url) / "manifest.json").url == "s3://b/manifest.json"
+
+
+@pytest.mark.parametrize("url", ["s3:///x", "gs://", "s3://b/run#1", "s3://b/run?x=1"])
+def test_names_that_mean_another_place_are_refused(url):
+    with pytest.raises(StoreError, match=r"is no place on an object store: expected (s3|gs)://b"):
+        Store.open(url)
+    with pytest.raises(StoreError, match="is no place on an object store"):
+        StoreWriter(url, COLUMNS)
+
+
+@EVERY_SCHEME
+def test_a_bucket_may_be_a_store(bucket, tmp_path):
+    local = write(tmp_path / "local")
+    with StoreWriter(bucket, COLUMNS, {"made": "here"}, chunk_rows=16) as writer:
+        n = np.arange(300)
+        x = np.sin(n[:, None] * np.arange(1, 6))
+        writer.append({"n": n, "x": x, "q": x, "label": [f"{i % 3} ü" for i in n]})
+        writer.finish()
+    assert {key.split("/")[0][:7] for key in RemotePath(bucket)._keys()} == {
+        "manifes", "segment", "writer.",
+    }  # fmt: skip
+    assert Store.open(bucket).read("x").tobytes() == local.read("x").tobytes()
