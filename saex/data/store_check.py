@@ -45,12 +45,11 @@ def check(store: Store, deep: bool) -> list[Damage]:
       deep: whether every byte is read and compared with the manifest; else presence, sizes, small
         files and the indices of shards are looked at.
     """
-    segments = enumerate(store.manifest.segments)
-    files = [(i, name, expected) for i, s in segments for name, expected in s.files.items()]
+    files = [(i, name) for i, s in enumerate(store.manifest.segments) for name in s.files]
     if deep:  # one file at a time: data files are large
-        found = [_check(store, *file, deep) for file in files]
+        found = [_check(store, file, deep) for file in files]
     else:
-        found = each(store.path, lambda file: _check(store, *file, deep), files)
+        found = each(store.path, lambda file: _check(store, file, deep), files)
     return [damage for damage in found if damage is not None]
 
 
@@ -71,11 +70,11 @@ def report(damages: Sequence[Damage]) -> str:
     )
 
 
-def _check(
-    store: Store, segment: int, file: str, expected: FileRecord, deep: bool
-) -> Damage | None:
-    """What is wrong with a file of a segment; None if nothing is."""
+def _check(store: Store, which: tuple[int, str], deep: bool) -> Damage | None:
+    """What is wrong with a file, by its segment and path in there; None if nothing is."""
+    segment, file = which
     folder, name = store.folder(segment), _column_of(store, file)
+    expected = store.manifest.segments[segment].files[file]
     reason = _file_error(folder / file, expected, deep or name is None)
     if reason is None and name is not None:
         reason = _index_error(store, segment, name)

@@ -23,7 +23,8 @@ SCHEMES = ("s3", "gs")
 _RETRIES = {"max_retries": 5, "initial_delay": "200ms", "max_delay": "5s"}
 # Small objects that are read side by side: a request takes as long as the way there and back.
 _SIDE_BY_SIDE = 16
-_One, _Found = TypeVar("_One"), TypeVar("_Found")
+_One = TypeVar("_One")
+_Found = TypeVar("_Found")
 
 
 def place(path: str | os.PathLike) -> Path | RemotePath:
