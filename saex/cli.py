@@ -226,8 +226,9 @@ def _store(args: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     else:
         store = merge_parts(args.store) if args.action == "merge" else Store.open(args.store)
     if args.action == "head":
-        ours = store.meta.get("model", {}).get("name") == transformer.Transformer.__name__
-        decode = transformer.decode if ours else None
+        model = store.meta.get("model")  # of a store that saex did not harvest: anything
+        name = model.get("name") if isinstance(model, dict) else None
+        decode = transformer.decode if name in ("Transformer", "Several") else None
         if args.tokenizer:
             decode = Pretrained(args.tokenizer).decode
         rows = tools.head(store, args.rows, args.start, decode)

@@ -5,12 +5,16 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 
 from saex.cli import main
 from saex.data import Column, Store, StoreError, StoreWriter, merge_parts
 from saex.data import store_tools as tools
+from saex.harvest import Harvest, harvest
+from saex.models import Several, Transformer
+from tests import runs
 
 COLUMNS = {"x": Column((6,), "float32"), "n": Column((), "int32")}
 ROWS, PARTS = 900, 3
@@ -154,6 +158,30 @@ def test_head_shows_text_escaped(tmp_path):
         {"row": 1, "tokens": 104, "text": "h"},
     ]
     assert "\x1b" not in tools.head_table(rows) and "\\x1b" in tools.head_table(rows)
+
+
+@pytest.mark.parametrize("model", ["gpt2", 3, None, ["Transformer"], {"name": "gpt2"}, {}])
+def test_head_takes_whatever_a_producer_wrote_of_its_model(tmp_path, capsys, model):
+    with StoreWriter(tmp_path, {"tokens": Column((), "int32")}, {"model": model}) as writer:
+        writer.append({"tokens": np.array([104])})
+        writer.finish()
+    assert main(["store", "head", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"row": 0, "tokens": 104}]
+
+
+def test_head_shows_the_text_of_models_that_read_bytes(tmp_path, capsys):
+    small = Transformer(d_model=8, n_layers=1, n_heads=1, d_mlp=8, context=8)
+    both, params = Several((("a", small), ("b", small))), small.init(jax.random.key(0))
+    text = runs.config(runs.write_text(tmp_path / "text").parent).text
+    for model, given, site in (
+        (small, params, "blocks.0.mlp_out"),
+        (both, {"a": params, "b": params}, "a.blocks.0.mlp_out"),
+    ):
+        path = tmp_path / type(model).__name__
+        harvest(model, given, text, "train", path, Harvest(rows=20, batch=2), sites=[site])
+        assert main(["store", "head", str(path), "--rows=9", "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert {row["text"] == chr(row["tokens"]) for row in shown if row["tokens"] < 256} == {True}
 
 
 def test_verify_names_the_hurt_rows_and_fails(tmp_path, capsys):
