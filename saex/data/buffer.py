@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from saex.data import quantise
+from saex.data.arrays import as_numpy
 from saex.data.manifest import STRING, Column, StoreError
 from saex.data.strings import Codes
 
@@ -117,7 +118,7 @@ def check_rows(
             f"rows have the columns {sorted(rows)}; the store has {sorted(columns)}: "
             "append all columns together, so that they stay row-aligned"
         )
-    checked = {n: _cast(n, np.asarray(rows[n]), c) for n, c in columns.items()}
+    checked = {n: _cast(n, as_numpy(n, rows[n]), c) for n, c in columns.items()}
     lengths = {n: len(v) for n, v in checked.items()}
     if len(set(lengths.values())) > 1:
         raise StoreError(f"columns of unequal length: {lengths}; give each row in all of them")

@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from saex.data.arrays import as_numpy
 from saex.data.manifest import STRING, Column, StoreError
 
 CODES, OUTLIERS = ".codes", ".outliers"
@@ -31,15 +32,15 @@ def calibrate(rows: Any, max_noise: float = 1e-3, max_outliers: int | None = Non
     kept in bfloat16. Of more than `max_outliers` channels, those of the largest scales are.
 
     Args:
-      rows: [rows, ..., channels] floating point, numpy or what numpy takes: a sample of what will
-        be stored, some thousands. NaN and infinity are passed over.
+      rows: [rows, ..., channels] floating point, as `StoreWriter.append` takes it: a sample of what
+        will be stored, some thousands. NaN and infinity are passed over.
       max_noise: share of a channel's variance.
       max_outliers: at most so many channels; None: a sixteenth of them.
 
     Raises:
       StoreError: no rows, or rows that are not vectors of floating point.
     """
-    values = np.asarray(rows)
+    values = as_numpy("of the sample", rows)
     if values.ndim < 2 or not values.size or values.dtype.kind not in "fV":
         raise StoreError(
             f"cannot calibrate on values of shape {values.shape} and dtype {values.dtype}; "

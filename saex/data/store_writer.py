@@ -51,7 +51,7 @@ class StoreWriter:
 
     ```
     with StoreWriter("runs/digits", {"x": Column((64,), "float32")}, {"made from": "digits"}) as w:
-        w.append({"x": rows})       # any number of times: numpy, JAX or torch arrays on the CPU
+        w.append({"x": rows})       # any number of times: arrays of numpy, JAX or torch
         w.commit({"next": 1797})    # from here on these rows survive everything
         w.finish()                  # nothing will follow
     ```
