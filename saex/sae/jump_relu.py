@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from saex.kernels.encode_topk import chosen_scores
+from saex.kernels.sparse_decode import sparse_take
 from saex.sae import affine, losses, ops, selection
 from saex.sae.activations import jump, step_up
 from saex.sae.base import ArraySpec, DenseCodes, Out, SparseCodes
@@ -147,8 +148,9 @@ class JumpReLU:
             def sparse(params):
                 encoder = tuple(params[name] for name in ("b_dec", "W_enc", "b_enc"))
                 x, theta = affine.scaled(params, batch["x"]), jnp.exp(params["log_threshold"])
+                theta = sparse_take(ops.own(theta), indices)
                 scores: Any = chosen_scores(*ops.own((x, *encoder)), p, indices)
-                return objective(params, *self._jump(scores, ops.own(theta)[indices]), indices)
+                return objective(params, *self._jump(scores, theta), indices)
 
             loss, aux = selection.exactly(exact, sparse, dense, params)
         metrics, stats, y = aux

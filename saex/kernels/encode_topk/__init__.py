@@ -22,7 +22,7 @@ IMPLS = {
 }
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def encode_topk(
     x: Float[Array, "b d"],
     b_pre: Float[Array, " d"],
@@ -30,36 +30,47 @@ def encode_topk(
     b_enc: Float[Array, " n"],
     k: int,
     matmul_dtype: str = "float32",
+    impl: str | None = None,
 ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
     """The k largest pre-activations of each row, largest first, and their latents (int32).
 
     p = (x - b_pre) W_enc^T + b_enc; the values are those of p, before any ReLU. The gradient
-    reaches only the chosen latents' rows, exactly as through ``top_k(p, k)``, by scatter-adds.
+    reaches only the chosen latents' rows, exactly as through ``top_k(p, k)``, in sums of a fixed
+    order.
+
+    What is not finite is ordered as in ``top_k``: NaN first, which is what a row x with NaN has for
+    all latents, and a row with infinity for all whose weight there is 0 or has a partner of the
+    other sign. Indices are in 0..n-1 and different in any case.
 
     Args:
       x: float32 rows.
       k: at most n.
       matmul_dtype: dtype of the matmul's inputs; it accumulates, and selects, in float32.
+      impl: a name from ``IMPLS``, or None for the target's own; the gradient's ops are those of the
+        same name.
 
     Raises:
-      ValueError: ``k`` outside of 1..n.
+      ValueError: ``k`` outside of 1..n, or an unknown ``impl``.
     """
-    return pick(IMPLS, None)(x, b_pre, W_enc, b_enc, k, matmul_dtype)
+    n = W_enc.shape[0]
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k} of n={n} latents: k must be between 1 and n")
+    return pick(IMPLS, impl)(x, b_pre, W_enc, b_enc, k, matmul_dtype)
 
 
-def _forward(x, b_pre, W_enc, b_enc, k, matmul_dtype):
-    chosen: tuple = encode_topk(x, b_pre, W_enc, b_enc, k, matmul_dtype)
+def _forward(x, b_pre, W_enc, b_enc, k, matmul_dtype, impl):
+    chosen: tuple = encode_topk(x, b_pre, W_enc, b_enc, k, matmul_dtype, impl)
     return chosen, (x, b_pre, W_enc, chosen[1])
 
 
-def _backward(k, matmul_dtype, residuals, cotangents):
+def _backward(k, matmul_dtype, impl, residuals, cotangents):
     x, b_pre, W_enc, indices = residuals
     dvalues = cotangents[0]
     n = W_enc.shape[0]
-    db_enc = sparse_sum(dvalues, indices, n)
-    dW_enc = sparse_scatter(dvalues, indices, x - b_pre[None], n)
+    db_enc = sparse_sum(dvalues, indices, n, impl)
+    dW_enc = sparse_scatter(dvalues, indices, x - b_pre[None], n, impl)
     db_pre = -(db_enc @ W_enc)  # summed over rows first: a matrix-vector product
-    dx = sparse_decode(dvalues, indices, W_enc)  # removed by the compiler where nobody asks
+    dx = sparse_decode(dvalues, indices, W_enc, impl)  # removed by the compiler if nobody asks
     return dx, db_pre, dW_enc, db_enc
 
 
@@ -88,7 +99,7 @@ def _chosen_forward(x, b_pre, W_enc, b_enc, values, indices):
 
 
 def _chosen_backward(residuals, g):
-    return (*_backward(None, None, residuals, (g,)), None, None)
+    return (*_backward(None, None, None, residuals, (g,)), None, None)
 
 
 chosen_scores.defvjp(_chosen_forward, _chosen_backward)

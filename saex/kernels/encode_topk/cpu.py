@@ -5,9 +5,11 @@ A fresh [b, n] costs more in page faults than the matmul that fills it: 70 ms ag
 """
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saex.kernels.encode_topk import reference
+from saex.kernels.topk import cpu
 
 ROWS = 1024  # of a block; fewer would read W_enc from memory more often than it pays
 
@@ -20,13 +22,23 @@ def encode_topk(
     k: int,
     matmul_dtype: str = "float32",
 ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
-    """The reference on blocks of ``ROWS`` rows, where they come out even."""
+    """The reference on blocks of ``block_rows`` rows."""
     b, d = x.shape
-    if b <= ROWS or b % ROWS:
-        return reference.encode_topk(x, b_pre, W_enc, b_enc, k, matmul_dtype)
+    rows = block_rows(b)
 
     def block(rows):
-        return reference.encode_topk(rows, b_pre, W_enc, b_enc, k, matmul_dtype)
+        return reference.encode_topk(rows, b_pre, W_enc, b_enc, k, matmul_dtype, cpu.top_k)
 
-    values, indices = jax.lax.map(block, x.reshape(b // ROWS, ROWS, d))
-    return values.reshape(b, k), indices.reshape(b, k)
+    if rows == b:
+        return block(x)
+    blocks = jnp.pad(x, ((0, -b % rows), (0, 0))).reshape(-1, rows, d)
+    values, indices = jax.lax.map(block, blocks)
+    return values.reshape(-1, k)[:b], indices.reshape(-1, k)[:b]
+
+
+def block_rows(b: int) -> int:
+    """Rows of a block: as few blocks as ``ROWS`` allows, all of one size; less than a row of each
+    is padding.
+    """
+    blocks = -(-b // ROWS)
+    return -(-b // blocks)

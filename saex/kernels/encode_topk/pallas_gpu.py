@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from saex.kernels import like
 from saex.kernels.mosaic_gpu import interpreter, vary, warpgroup_params
 from saex.kernels.topk import xla_gpu as topk
+from saex.kernels.topk.order import ordered
 
 WIDEST = 1024  # d up to which this matmul can win by the pass that it spares
 ROWS, LATENTS, DEPTH = 64, 256, 64  # of a warpgroup's tile; of the d entries of one step
@@ -49,11 +50,14 @@ def encode_topk(
     b, n = x.shape[0], W_enc.shape[0]
     g = min(max(topk.group_of(n, k), 8), LATENTS)
     inputs = _pad((x - b_pre[None]).astype(matmul_dtype), WARPGROUPS * ROWS, DEPTH)
-    weights = _pad(W_enc.astype(matmul_dtype).T, DEPTH, LATENTS)  # one pass, with the cast
-    # latents that only fill a tile lose against every real one, also among -inf: they come last
-    bias = jnp.pad(b_enc, (0, -n % LATENTS), constant_values=-jnp.inf)
-    p, maxima = scores(inputs, weights, bias, g)
-    values, indices = topk.finish(p, maxima.T, k, g)
+    # What fills the last tile is the last latent again: a group that it is in keeps its maximum,
+    # also where that is infinite or NaN. Those groups that hold nothing else come last.
+    room = (0, -n % LATENTS)
+    weights = jnp.pad(W_enc.astype(matmul_dtype), (room, (0, 0)), mode="edge").T
+    p, maxima = scores(inputs, _pad(weights, DEPTH, 1), jnp.pad(b_enc, room, mode="edge"), g)
+    real = jnp.arange(maxima.shape[0]) * g < n
+    maxima = jnp.where(real[:, None], ordered(maxima), -jnp.inf)
+    values, indices = topk.finish(p, maxima.T, k, g, n=n)
     return values[:b], indices[:b]
 
 

@@ -1,9 +1,11 @@
 """The definition of encode_topk."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from saex.kernels.topk import top_k
+from saex.kernels.topk import reference
 
 
 def encode_topk(
@@ -13,10 +15,10 @@ def encode_topk(
     b_enc: Float[Array, " n"],
     k: int,
     matmul_dtype: str = "float32",
+    select: Callable = reference.top_k,
 ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
-    """Top k of the pre-activations."""
-    values, indices = top_k(pre_activations(x, b_pre, W_enc, b_enc, matmul_dtype), k)
-    return values, indices
+    """Top k of the pre-activations; ``select`` is that of a backend of ``topk``."""
+    return select(pre_activations(x, b_pre, W_enc, b_enc, matmul_dtype), k)
 
 
 def pre_activations(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saex.kernels.topk import xla_gpu as topk
+from saex.kernels.topk.order import group_maxima
 
 BYTES = 2**31  # of the scores that are held at a time
 
@@ -49,5 +50,4 @@ def _select(p, b_enc, k):
     g = topk.group_of(n, k)
     if g == 1 or n % g:
         return topk.top_k(p + b_enc[None], k)
-    maxima = (p + b_enc[None]).reshape(p.shape[0], n // g, g).max(axis=-1)
-    return topk.finish(p, maxima, k, g, bias=b_enc)
+    return topk.finish(p, group_maxima(p + b_enc[None], g), k, g, bias=b_enc)

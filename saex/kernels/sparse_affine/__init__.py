@@ -54,13 +54,15 @@ def sparse_affine(
       x: float32 rows; the encoder sees x - b_pre.
       values: the codes: <x - b_pre, W_enc[i]> + b_enc[i] of slots in use, 0 elsewhere. No gradient
         goes into them; it goes to the arrays that they were made of.
-      indices: int32; a slot of value 0 adds nothing and gets no gradient, whatever its index.
-      impl: a name from ``GRADS``, or None for the target's own.
+      indices: int32; a slot of value 0 adds nothing and gets no gradient, whatever its index, as
+        long as all is finite: see ``sparse_decode`` for what is not.
+      impl: a name from ``GRADS``, or None for the target's own; products with the dictionary are
+        those of the same name.
 
     Raises:
       ValueError: an unknown ``impl``.
     """
-    return values, sparse_decode(values, indices, W_dec)
+    return values, sparse_decode(values, indices, W_dec, impl)
 
 
 def _forward(x, b_pre, W_enc, b_enc, W_dec, values, indices, impl):
@@ -74,8 +76,8 @@ def _backward(impl, residuals, cotangents):
     dW_dec, dW_enc, db_enc = pick(GRADS, impl)(values, dvalues, indices, g, x - b_pre[None], W_dec)
     db_pre = -(db_enc @ W_enc)  # summed over rows first: a matrix-vector product
     # Once more, so that a backend need not hand it out; removed where nobody asks for dx.
-    dz = jnp.where(values != 0, dvalues + pick(DOTS, None)(indices, g, W_dec), 0)
-    dx = sparse_decode(dz, indices, W_enc)
+    dz = jnp.where(values != 0, dvalues + pick(DOTS, impl)(indices, g, W_dec), 0)
+    dx = sparse_decode(dz, indices, W_enc, impl)
     return dx, db_pre, dW_enc, db_enc, dW_dec, None, None
 
 
@@ -106,14 +108,14 @@ def sparse_affine_aux(
       dead: ``dead.listed`` of this device's dead latents.
       cut: the smallest pre-activation with which a dead latent takes part, at least 0, a constant.
       matmul_dtype: of the dead latents' dense products.
-      impl: as ``sparse_affine``.
+      impl: as ``sparse_affine``; the dead latents' products are XLA's on all.
 
     Returns:
       (values, y, y_dead, active): y_dead = f W_dec with f = relu(pre-activation) of dead latents at
       or above the cut; active: in how many rows each latent had f > 0.
     """
     y_dead, active = decode_dead(x - b_pre[None], W_enc, b_enc, W_dec, dead, cut, matmul_dtype)
-    return values, sparse_decode(values, indices, W_dec), y_dead, active
+    return values, sparse_decode(values, indices, W_dec, impl), y_dead, active
 
 
 def _aux_forward(x, b_pre, W_enc, b_enc, W_dec, values, indices, dead, cut, matmul_dtype, impl):

@@ -3,14 +3,15 @@
 decode   y[b] = sum_j values[b, j] * rows[indices[b, j]]                       [b, d]
 dots     dv[b, j] = <g[b], rows[indices[b, j]]>                                [b, k]
 scatter  dW[i] = sum over (b, j) with indices[b, j] = i of values[b, j] * g[b]   [n, d]
+sum      s[i] = sum over (b, j) with indices[b, j] = i of values[b, j]           [n]
 
-Each is the others' gradient; nothing of shape [b, k, d] or [b, n] is ever held on CPU.
+The first three are each other's gradients, and ``sum`` is that of a look-up (``sparse_take``);
+nothing of shape [b, k, d] or [b, n] is ever held on CPU. Sums over a latent have a fixed order.
 """
 
 import functools
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saex.kernels import late, pick
@@ -43,6 +44,14 @@ SCATTER = {
     "pallas_tpu": late("saex.kernels.sparse_decode.pallas_tpu", "scatter"),
     "tpu": late("saex.kernels.sparse_decode.pallas_tpu", "scatter"),
 }
+SUM = {  # of scalars, which no kernel need be written for: XLA's form for the platform
+    "reference": reference.sums,
+    "cpu": reference.sums,
+    "gpu": xla_gpu.sums,
+    "pallas_gpu": xla_gpu.sums,
+    "pallas_tpu": reference.sums,
+    "tpu": reference.sums,
+}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -54,8 +63,10 @@ def sparse_decode(
 ) -> Float[Array, "b d"]:
     """Sum of ``values[b, j] * rows[indices[b, j]]`` over j, accumulated in float32.
 
-    A slot of value 0 adds nothing, whatever its index. Reverse-mode differentiable in values and
-    rows.
+    A slot of value 0 adds nothing, whatever its index, as long as the row that it names is finite:
+    0 times infinity is NaN, except on TPU, which reads no such row. A value or row in use that is
+    NaN or infinite is so in y (and in the gradients, where a row of g that is not finite may make
+    other latents' NaN as well). Reverse-mode differentiable in values and rows.
 
     Raises:
       ValueError: an unknown ``impl``.
@@ -89,7 +100,30 @@ def sparse_scatter(
 
 
 def sparse_sum(
-    values: Float[Array, "b k"], indices: Int[Array, "b k"], n: int
+    values: Float[Array, "b k"], indices: Int[Array, "b k"], n: int, impl: str | None = None
 ) -> Float[Array, " n"]:
     """Sum of the values at each index: a bias' gradient, or how much each latent fired."""
-    return jnp.zeros((n,), values.dtype).at[indices.reshape(-1)].add(values.reshape(-1))
+    return pick(SUM, impl)(values, indices, n)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def sparse_take(
+    scalars: Float[Array, " n"], indices: Int[Array, "b k"], impl: str | None = None
+) -> Float[Array, "b k"]:
+    """``scalars[indices]``, one number a latent, whose gradient is a ``sparse_sum``.
+
+    That of plain indexing is a scatter-add, which on a GPU adds in any order.
+    """
+    return scalars[indices]
+
+
+def _take_forward(scalars, indices, impl):
+    return scalars[indices], (indices, scalars.shape[0])
+
+
+def _take_backward(impl, residuals, g):
+    indices, n = residuals
+    return sparse_sum(g, indices, n, impl), None
+
+
+sparse_take.defvjp(_take_forward, _take_backward)

@@ -24,3 +24,8 @@ def scatter(
     """dW[i] = sum of values[b, j] g[b] over the slots with index i."""
     terms = values[:, :, None] * g[:, None, :]
     return jnp.zeros((n, g.shape[-1]), g.dtype).at[indices].add(terms)
+
+
+def sums(values: Float[Array, "b k"], indices: Int[Array, "b k"], n: int) -> Float[Array, " n"]:
+    """s[i] = sum of values[b, j] over the slots with index i."""
+    return jnp.zeros((n,), values.dtype).at[indices.reshape(-1)].add(values.reshape(-1))

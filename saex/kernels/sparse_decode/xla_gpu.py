@@ -62,6 +62,14 @@ def scatter(
     return segment_sums(weights, row, g, slots.starts, longest=row.shape[0])
 
 
+def sums(values: Float[Array, "b k"], indices: Int[Array, "b k"], n: int) -> Float[Array, " n"]:
+    """``scatter`` of one column of ones."""
+    slots = csc.sort_slots(values != 0, indices, n)
+    sorted_values = _take(values.reshape(-1), slots.order)[:, None]
+    one = jnp.ones((), values.dtype)
+    return segment_sums(one, None, sorted_values, slots.starts, longest=values.size)[:, 0]
+
+
 def segment_sums(
     weights: Float[Array, "*m"],
     members: Int[Array, " m"] | None,

@@ -24,8 +24,9 @@ def top_k(
     """The ``k`` largest entries of each row, largest first, and their positions (int32).
 
     Among equal scores the lower position comes first, on every backend. -inf is an ordinary
-    lowest score. What a row with NaN gives is not defined: some backends put NaN first, others drop
-    it. The gradient of the values goes to the chosen positions.
+    lowest score and -0 is equal to 0, as which it comes out. NaN, whatever its sign, is equal to
+    itself and larger than infinity: a row that holds one has NaN as its first value. The gradient
+    of the values goes to the chosen positions.
 
     Args:
       scores: selection is made in this dtype; hand in float32 on CPU (bf16 is 100x slower there).

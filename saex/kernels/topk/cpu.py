@@ -10,20 +10,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-GROUP = 16  # entries a group; measured best between 8 and 32 at n = 2048 to 24576, k = 32
+from saex.kernels.topk.order import group_maxima, ordered
+
+# Entries a group, and groups a k from which on two levels pay: where they do, 16 is the best size
+# or within a quarter of it (experiments/benchmarks/results/topk_groups_cpu.md).
+GROUP = 16
+GROUPS_PER_K = 16
+
+
+def two_levels(n: int, k: int) -> bool:
+    """Whether groups are selected first."""
+    return n % GROUP == 0 and n // GROUP >= GROUPS_PER_K * k
 
 
 def top_k(scores: Float[Array, "b n"], k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
     """Exact top-k by group maxima; falls back to one level where groups would not pay."""
     b, n = scores.shape
-    groups = n // GROUP
-    if n % GROUP or groups < 16 * k:
-        return _top_k(scores, k)
-    grouped = scores.reshape(b, groups, GROUP)
-    _, chosen = _top_k(grouped.max(axis=-1), k)
+    if not two_levels(n, k):
+        return _top_k(ordered(scores), k)
+    _, chosen = _top_k(group_maxima(scores, GROUP), k)
     chosen = jnp.sort(chosen, axis=-1)
+    grouped = scores.reshape(b, n // GROUP, GROUP)
     candidates = jnp.take_along_axis(grouped, chosen[:, :, None], axis=1).reshape(b, k * GROUP)
-    values, slots = _top_k(candidates, k)
+    values, slots = _top_k(ordered(candidates), k)
     indices = jnp.take_along_axis(chosen, slots // GROUP, axis=1) * GROUP + slots % GROUP
     return values, indices
 

@@ -6,8 +6,8 @@ gave all that it had and more columns lay in it: then the kernel says so, and th
 another way. With G >= 4 k, columns at random fill a bin with probability G * 3e-10 a row. (Binned
 running top-m with a check is tallax's idea; k bins' maxima is ``jax.lax.approx_max_k``'s.)
 
-Scores are compared as integers that order like the floats do in ``jax.lax.top_k``: NaN above all,
--0 below 0. A bin's later column comes after its equals, and among bins the lowest column wins.
+Scores are compared as integers (``order.key_of``): NaN above all, -0 equal to 0. A bin's later
+column comes after its equals, and among bins the lowest column wins.
 """
 
 import functools
@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+
+from saex.kernels.topk.order import key_of, score_of
 
 LANES, SUBLANES = 128, 8
 DEPTH = 8
@@ -96,7 +98,7 @@ def select(
         name="binned_top_k",
     )(*operands)
     exact = jnp.array(True) if always_exact(n, k) else jnp.max(overflow) == 0
-    return _float_of(keys), indices, exact
+    return score_of(keys, jnp.float32), indices, exact
 
 
 def _kernel(score, n_operands, b, n, *refs):
@@ -110,7 +112,7 @@ def _kernel(score, n_operands, b, n, *refs):
         keys[...] = jnp.full_like(keys, EMPTY)
         slabs[...] = jnp.zeros_like(slabs)
 
-    tile_keys = _key_of(score(*operands))
+    tile_keys = key_of(score(*operands))
     if n % columns:
         column = jax.lax.broadcasted_iota(jnp.int32, tile_keys.shape, 1) + j * columns
         tile_keys = jnp.where(column < n, tile_keys, EMPTY)
@@ -183,16 +185,3 @@ def _take(keys, slabs, heads, values, indices):
 
 def _column(slab):
     return slab * slab.shape[1] + jax.lax.broadcasted_iota(jnp.int32, slab.shape, 1)
-
-
-def _key_of(x):
-    return _flip(jax.lax.bitcast_convert_type(x, jnp.int32))
-
-
-def _float_of(key):
-    return jax.lax.bitcast_convert_type(_flip(key), jnp.float32)
-
-
-def _flip(bits):
-    """float bits <-> integers that order alike: below 0 the magnitude's order is turned."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)

@@ -3,8 +3,7 @@
 Two exact levels, as in ``cpu.py``: the maxima of contiguous groups, then the k best groups put back
 in order, so that ties still go to the lowest index. Both levels are again a ``top_k``, so that what
 is sorted in the end is at most ``SORTED`` or a few k wide, whatever n is. At n = 131072, k = 64:
-rows of 256 and 512 three times over, instead of one of 131072. A group that holds a NaN comes first
-where XLA's maximum hands NaN on, as it does on GPUs.
+rows of 256 and 512 three times over, instead of one of 131072.
 """
 
 import math
@@ -12,6 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from saex.kernels.topk.order import group_maxima, key_of, score_of
 
 SORTED = 1024  # rows this short are sorted in shared memory by one kernel
 
@@ -21,11 +22,12 @@ def top_k(scores: Float[Array, "b n"], k: int) -> tuple[Float[Array, "b k"], Int
     n = scores.shape[1]
     g = group_of(n, k)
     if g == 1:
-        values, indices = jax.lax.top_k(scores, k)
-        return values, indices
+        # integers are sorted in any case; what XLA does to floats with few of a row is its own
+        keys, indices = jax.lax.top_k(key_of(scores), k)
+        return score_of(keys, scores.dtype), indices
     lowest = jnp.asarray(-jnp.inf, scores.dtype)
     padded = jnp.pad(scores, ((0, 0), (0, -n % g)), constant_values=lowest)
-    return finish(scores, padded.reshape(scores.shape[0], -1, g).max(axis=-1), k, g)
+    return finish(scores, group_maxima(padded, g), k, g)
 
 
 def finish(
@@ -34,6 +36,7 @@ def finish(
     k: int,
     g: int,
     bias: Float[Array, " n"] | None = None,
+    n: int | None = None,
 ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
     """The second level: top-k of the ``k`` groups with the largest of ``maxima``.
 
@@ -41,8 +44,10 @@ def finish(
       scores: all of them; k * g of a row are read.
       maxima: of the groups of ``g`` neighbours, bias added; the last may reach beyond n.
       bias: what is to be added to the scores, or None.
+      n: how many of a row's scores count, where they were padded; None: all.
     """
-    (b, n), groups = scores.shape, maxima.shape[1]
+    b, groups = scores.shape[0], maxima.shape[1]
+    n = scores.shape[1] if n is None else n
     _, chosen = top_k(maxima, min(k, groups))
     chosen = jnp.sort(chosen, axis=-1)
     where = (chosen[:, :, None] * g + jnp.arange(g)[None, None]).reshape(b, -1)
