@@ -23,6 +23,7 @@ import jax
 from saex.contexts import choose, is_compiled, make_forward
 from saex.data.manifest import Manifest
 from saex.data.resident import Device
+from saex.data.room import bytes_needed, check_room
 from saex.data.store_writer import StoreWriter
 from saex.harvest import Harvest, buffer_bytes, columns_of, describe, settle
 from saex.live_rows import LiveRows
@@ -77,9 +78,10 @@ def open_rows(
       mesh: of the dictionary; its devices are the model's too, unless `live.devices` says so.
 
     Raises:
-      ConfigError: too few devices.
+      ConfigError: too few devices, or devices for a model that is no JAX program.
       ValueError: as `saex.harvest.harvest`.
     """
+    devices = _devices(live.devices, mesh, is_compiled(model))
     cfg = settle(model, harvest, sites)
     columns = columns_of(model, source, cfg)
     meta = describe(model, params, source, "train", cfg, seed)
@@ -90,12 +92,18 @@ def open_rows(
             StoreWriter, path, columns, {**meta, "kind": "tee"}, chunk_rows=cfg.chunk_rows,
             max_buffer_bytes=buffer_bytes(columns, cfg),
         )  # fmt: skip
-        tee = Tee(Path(path), open_writer, cfg.segment_rows, seed if cfg.shuffle else None)
+
+        def room(rows: int) -> str:
+            needed = bytes_needed(columns, rows, cfg.segment_rows, cfg.chunk_rows)
+            return check_room(path, needed, enforce=cfg.check_room)
+
+        order = seed if cfg.shuffle else None
+        tee = Tee(Path(path), open_writer, cfg.segment_rows, order, room)
     manifest = Manifest(columns, cfg.chunk_rows, {**meta, "kind": "live"}, complete=True)
     return LiveRows(
         path, manifest, contexts, make_forward(model, cfg), params, batch=cfg.batch,
         compiled=is_compiled(model), wanted=tuple(sites),
-        devices=_devices(live.devices, mesh), tee=tee,
+        devices=devices, tee=tee,
     )  # fmt: skip
 
 
@@ -167,9 +175,14 @@ def check_live(config: Any) -> None:
         )
 
 
-def _devices(count: int, mesh: Any) -> list[Device]:
+def _devices(count: int, mesh: Any, compiled: bool) -> list[Device]:
     """The devices of this process that the subject model runs on."""
     here = jax.local_devices()
+    if count and not compiled:
+        raise ConfigError(
+            f"live.devices={count}: this subject model is no JAX program, and runs where "
+            "subject.device says; leave live.devices=0"
+        )
     if count > len(here):
         raise ConfigError(f"live.devices={count}: this process has {len(here)} devices")
     if count:

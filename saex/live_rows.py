@@ -197,7 +197,8 @@ class LiveRows(Store):
             ours |= chunks if process == jax.process_index() else set()
             seen |= chunks  # two lanes may have parts of one chunk: the first of them writes it
         if self._tee is not None:
-            self._tee.plan(ours)
+            sizes = np.diff(self._ends, prepend=0)
+            self._tee.plan(ours, int(sizes[np.array(sorted(seen), np.int64)].sum()))
 
     def finish(self) -> None:
         """After the last step: what the tee lacks is made and written, and its store completed."""

@@ -31,7 +31,12 @@ class Tee:
     """
 
     def __init__(
-        self, path: Path, open_writer: Callable[..., StoreWriter], rows: int, seed: int | None
+        self,
+        path: Path,
+        open_writer: Callable[..., StoreWriter],
+        rows: int,
+        seed: int | None,
+        check_room: Callable[[int], str],
     ):
         """Prepares; `plan` opens the folder.
 
@@ -40,24 +45,33 @@ class Tee:
           open_writer: (part=) opens it.
           rows: after which a segment is committed.
           seed: of the order of the rows in a segment; None leaves contexts together.
+          check_room: (rows of the whole store) what they take and what is free, as text; raises
+            StoreError where they have no room.
         """
         self._path, self._open, self._rows, self._seed = path, open_writer, rows, seed
+        self._check_room = check_room
         self._writer: StoreWriter | None = None
         self._todo: set[int] = set()
         self._pending: list[int] = []
 
-    def plan(self, chunks: set[int]) -> None:
+    def plan(self, chunks: set[int], rows: int) -> None:
         """Opens the store and takes the chunks that the run needs; a complete one stays as it is.
 
         Of several processes each has chunks of its own, and writes them as a part of the store.
 
+        Args:
+          chunks: of this process.
+          rows: that all processes write together.
+
         Raises:
-          StoreError: the folder holds another store, was begun by another number of processes, or
-            cannot be written.
+          StoreError: the folder holds another store, was begun by another number of processes,
+            cannot be written, or lies on a disk without room for the rows.
         """
         count = jax.process_count()
         part = (jax.process_index(), count) if count > 1 else None
-        _check_parts(self._path, count)
+        if not _is_complete(self._path):
+            _check_parts(self._path, count)
+            self._tell_room(rows)
         self._writer = self._open(part=part)
         lacking = chunks - _committed(self._writer, Names(part).manifest)
         if not self._writer.complete:
@@ -112,6 +126,14 @@ class Tee:
         if self._writer is not None:
             self._writer.close()
 
+    def _tell_room(self, rows: int) -> None:
+        try:
+            told = self._check_room(rows)
+        except StoreError as err:
+            raise StoreError(f"live.tee=True would write {rows:,} rows: {err}") from err
+        if distributed.is_main():
+            log.info("%s: %s rows, %s", self._path, f"{rows:,}", told)
+
     def _commit(self, writer: StoreWriter) -> None:
         if self._pending:
             writer.commit({"chunks": self._pending}, shuffle=self._order(self._pending))
@@ -121,10 +143,12 @@ class Tee:
         return None if self._seed is None else (self._seed, _SHUFFLE, chunks[0])
 
 
+def _is_complete(path: Path) -> bool:
+    return (path / MANIFEST).exists() and load_manifest(path).complete
+
+
 def _check_parts(path: Path, count: int) -> None:
     """Refuses to go on with what another number of processes began: nobody would finish it."""
-    if (path / MANIFEST).exists() and load_manifest(path).complete:
-        return
     begun = {part[1] for file in path.glob("manifest.*.json") if (part := part_of(file.name))}
     begun |= {1} if (path / MANIFEST).exists() else set()
     if begun - {count}:

@@ -1,96 +1,19 @@
-"""Training straight from the subject model: the rows, their order, resumes, errors, the tee."""
+"""Training straight from the subject model: the rows, their order, resumes, errors."""
 
 import dataclasses
-import json
-import os
-import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saex import loop, metrics
-from saex.checkpoint import info
-from saex.data import Store, StoreError, StoreWriter
-from saex.data.stream import Stream
-from saex.harvest import Harvest, harvest
+from saex.harvest import harvest
 from saex.live import Live, open_rows
 from saex.registry import ConfigError
-from tests import runs
+from tests import live_cases
+from tests.live_cases import BATCH, CFG, LIVE, STREAM, Letters, Toy, rows_of, same
 
-CONTEXT, BATCH = 12, 4
-SITES = ("early", "late")
-LIVE, TEE = Live(enabled=True), Live(enabled=True, tee=True)
-STREAM = Stream(batch=16, window=4, lanes=2)
-CFG = Harvest(rows=10_000, batch=BATCH, segment_rows=100, chunk_rows=16, dtype="float32")
-
-
-@dataclasses.dataclass(frozen=True)
-class Toy:
-    """A stand-in subject model. `late` is computed after `early`; a letter may be poison."""
-
-    context: int = CONTEXT
-    nan_token: int = -1
-
-    @property
-    def sites(self):
-        return {"early": 8, "late": 4, "never": 4}
-
-    def run(self, params, tokens, taps=(), edits=None, stop_at=None):
-        assert tokens.shape == (BATCH, self.context)
-        mixed = jnp.cumsum(params["embed"][tokens], axis=1)
-        early = jnp.sin(mixed)
-        late = jnp.where((tokens == self.nan_token)[..., None], jnp.nan, jnp.cos(early[..., :4]))
-        acts = {"early": early, "late": late}
-        return None, {site: acts[site] for site in taps}
-
-
-@dataclasses.dataclass(frozen=True)
-class Letters:
-    def documents(self, split):
-        from saex.data.text import Document
-
-        for i in range(100):  # each is one context
-            yield Document(f"{split}-{i}", f"{i}" + "nopqrstuvwxyz"[: 2 + i % 7])
-
-    def digest(self, split):
-        return split
-
-
-MODEL = Toy()
-PARAMS = {"embed": jax.random.normal(jax.random.key(0), (257, 8))}
-
-
-def rows_of(tmp_path, cfg=CFG, live=LIVE, model=MODEL, sites=SITES, **kwargs):
-    return open_rows(model, PARAMS, Letters(), tmp_path, cfg, live, sites=sites, **kwargs)
-
-
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory):
-    """The same rows, harvested; about 25 chunks of 4 contexts."""
-    cfg = dataclasses.replace(CFG, shuffle=False)
-    path = tmp_path_factory.mktemp("stored") / "store"
-    return harvest(Toy(), PARAMS, Letters(), "train", path, cfg, sites=SITES)
-
-
-@pytest.fixture
-def opened():
-    streams = []
-
-    def open_stream(rows, config=STREAM, columns=("early", "document", "position", "tokens"), **kw):
-        streams.append(config.open(rows, columns, kw.pop("seed", 0), **kw))
-        return streams[-1]
-
-    yield open_stream
-    for stream in streams:
-        stream.close()
+stored, opened = live_cases.stored, live_cases.opened
 
 
 def numbers(batch, stored):
@@ -99,15 +22,6 @@ def numbers(batch, stored):
     number = {key: i for i, key in enumerate(keys)}
     assert len(number) == stored.rows
     return [number[key] for key in zip(batch["document"].tolist(), batch["position"].tolist())]
-
-
-def same(one, other):
-    assert set(one) == set(other)
-    for name in one:
-        assert np.asarray(one[name]).tobytes() == np.asarray(other[name]).tobytes(), name
-
-
-# --------------------------------------------------------------------------------------- the rows
 
 
 def test_rows_are_those_of_a_harvest_bit_for_bit(tmp_path, stored):
@@ -151,19 +65,41 @@ def first_steps(stream, start, count):
     return batches
 
 
-def test_going_on_at_any_step_is_the_unbroken_run_and_makes_two_windows_at_most(tmp_path, opened):
-    unbroken = opened(rows_of(tmp_path))
+def windows_made(stream):
+    """Of each lane the windows that are made from now on, as (epoch, window)."""
+    made = []
+    for windows in stream._lanes._windows[0]:
+        keys, read = [], windows._read
+        windows._read = lambda *key, keys=keys, read=read: keys.append(key) or read(*key)
+        made.append(keys)
+    return made
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_going_on_at_any_step_is_the_unbroken_run_and_makes_two_windows_again_at_most(
+    tmp_path, opened, threads
+):
+    """Of each lane: the one that was in use and the one that was made ahead."""
+    config = dataclasses.replace(STREAM, threads=threads, prefetch=1)
+    unbroken = opened(rows_of(tmp_path), config)
     epoch = int(unbroken.steps_per_epoch)
     whole = first_steps(unbroken, 0, 2 * epoch + 4)
     edges = np.cumsum([16 * BATCH // 2] * 3) // 16  # about where windows end, and an epoch
     for start in (0, 1, *edges.tolist(), *(edges + 1).tolist(), epoch - 1, epoch, epoch + 1):
         rows = rows_of(tmp_path)
-        stream = opened(rows)
+        stream = opened(rows, config)
+        made, orders = windows_made(stream), stream._lanes._orders[0]
         for got, expected in zip(first_steps(stream, start, 2), whole[start : start + 2]):
             same(got, expected)
         stream.close()
-        window = STREAM.window // STREAM.lanes
-        assert rows.made <= 2 * STREAM.lanes * 2 * window, start
+        share = 16 // STREAM.lanes
+        for keys, order in zip(made, orders):
+            before = [(p.epoch, p.window) for p in order.pieces(0, start * share)]
+            ahead = [order.after(*key) for key in before[-1:]]
+            again = [key for key in keys if key in before + ahead]
+            assert set(again) <= {*before[-1:], *ahead} and len(again) <= 2, start
+        passes = [len(order.chunks(*k)[0]) for keys, order in zip(made, orders) for k in keys]
+        assert rows.made == sum(passes), start  # and nothing else
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -255,6 +191,15 @@ def test_the_model_on_other_devices_makes_the_same_rows(tmp_path, stored, count)
     rows._forward = lambda params, tokens: used.add(tokens.device) or forward(params, tokens)
     assert (rows.read("early") == stored.read("early")).all()
     assert used == set(jax.local_devices()[-count:])
+
+
+def test_devices_for_a_model_that_is_no_jax_program_are_refused(tmp_path):
+    class Torch(Toy):
+        traceable = False
+
+    with pytest.raises(ConfigError, match=r"live.devices=2: this subject model is no JAX program"):
+        rows_of(tmp_path, model=Torch(), live=Live(enabled=True, devices=2))
+    assert rows_of(tmp_path, model=Torch()).rows > 0
 
 
 def test_by_default_the_model_is_on_the_devices_of_the_mesh(tmp_path, opened):
@@ -352,310 +297,3 @@ def test_nan_activations_are_refused_with_their_place(tmp_path, opened):
         for _ in range(60):
             next(iterator)
     iterator.close()
-
-
-# ---------------------------------------------------------------------------------------- the tee
-
-
-def train_on(rows, stream, first, steps):
-    """What a run does with a live source."""
-    rows.plan(stream, steps)
-    iterator = stream.iterate(first)
-    for _ in range(first, steps):
-        next(iterator)
-    iterator.close()
-    stream.close()
-
-
-def contents(store):
-    """Every row of a store as bytes of all its columns, sorted."""
-    columns = [store.read(name).reshape(store.rows, -1) for name in sorted(store.columns)]
-    return sorted(b"".join(c[i].tobytes() for c in columns) for i in range(store.rows))
-
-
-def needed_rows(stored, rows, stream, steps):
-    """What a tee must hold after so many steps: all rows of the chunks of their windows."""
-    bounds = rows.chunks()
-    windows = [w for lane in (0, 1) for w in stream.windows(steps * 16, lane)]
-    chunks = {int(c) for window in windows for c in window}
-    whole = contents(stored)
-    inside = [i for c in chunks for i in range(*bounds[c])]
-    columns = [stored.read(n).reshape(stored.rows, -1) for n in sorted(stored.columns)]
-    assert len(whole) == stored.rows
-    return sorted(b"".join(c[i].tobytes() for c in columns) for i in inside)
-
-
-@pytest.mark.parametrize(
-    ("steps", "on_device"), [(3, False), (30, False), (200, False), (30, True)]
-)
-def test_the_tee_holds_the_rows_of_the_windows_that_were_trained_on(
-    tmp_path, opened, stored, steps, on_device
-):
-    rows = rows_of(tmp_path / "tee", live=TEE)
-    stream = opened(rows, dataclasses.replace(STREAM, on_device=on_device))
-    train_on(rows, stream, 0, steps)
-    rows.finish()
-    rows.close()
-    store = Store.open(tmp_path / "tee")
-    store.verify()
-    assert store.complete and len(store.manifest.segments) > (steps > 3)
-    assert contents(store) == needed_rows(stored, rows, stream, steps)
-    assert (store.rows < stored.rows) == (steps < 50)
-
-
-def test_the_tee_after_kills_holds_each_row_once(tmp_path, opened, stored):
-    """Each attempt goes on at some step; rows in memory that were not committed are lost."""
-    for first, steps in ((0, 9), (5, 20), (20, 33), (0, 12)):
-        rows = rows_of(tmp_path / "tee", live=TEE)
-        stream = opened(rows)
-        rows.plan(stream, 40)
-        iterator = stream.iterate(first)
-        for _ in range(first, steps):
-            next(iterator)
-        iterator.close()
-        stream.close()
-        rows.close()  # as a kill leaves it: nothing is finished, the lock is gone
-    assert not Store.open(tmp_path / "tee").complete
-    rows = rows_of(tmp_path / "tee", live=TEE)
-    stream = opened(rows)
-    rows.plan(stream, 40)
-    rows.finish()
-    store = Store.open(tmp_path / "tee")
-    store.verify()
-    assert contents(store) == needed_rows(stored, rows, stream, 40)
-    # somebody deletes a damaged segment: it is made again
-    rows.close()
-    shutil.rmtree(tmp_path / "tee" / store.manifest.segments[1].path)
-    rows = rows_of(tmp_path / "tee", live=TEE)
-    rows.plan(opened(rows), 40)
-    rows.finish()
-    rows.close()
-    assert Store.open(tmp_path / "tee").digest == store.digest
-
-
-def test_a_full_disk_under_the_tee_is_said_and_nothing_is_lost(
-    tmp_path, opened, stored, monkeypatch
-):
-    def full(self, folder):
-        raise OSError(28, "No space left on device")
-
-    rows = rows_of(tmp_path / "tee", live=TEE)
-    stream = opened(rows)
-    with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "_write_files", full)
-        with pytest.raises(StoreError, match=r"could not write \d+ rows .*No space left"):
-            train_on(rows, stream, 0, 30)
-            rows.finish()
-        stream.close()
-    rows.close()
-    rows = rows_of(tmp_path / "tee", live=TEE)
-    stream = opened(rows)
-    train_on(rows, stream, 0, 30)
-    rows.finish()
-    rows.close()
-    assert contents(Store.open(tmp_path / "tee")) == needed_rows(stored, rows, stream, 30)
-
-
-# ------------------------------------------------------------------------------------------- runs
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    runs.write_text(folder / "text")
-    runs.write_model(folder / "model.safetensors")
-    return folder
-
-
-def mapping(folder, **changes):
-    """A live run of 60 steps of 64 rows over 2000 rows of text."""
-    default = {"steps": 60, "harvest__rows": 2000, "live__enabled": True, "checkpoint__every": 7}
-    default |= {"stream__lanes": 2, "stream__window": 4, "log__every": 10}
-    return runs.mapping(folder, **{**default, **changes})
-
-
-def config(folder, **changes):
-    from saex.config import resolve
-
-    return resolve(mapping(folder, **changes))
-
-
-@pytest.fixture(scope="module")
-def unbroken(folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "evaluate_run", lambda folder: {})
-        loop.train(config(folder, live__tee=True), folder / "unbroken")
-    return folder / "unbroken"
-
-
-@pytest.fixture
-def unjudged(monkeypatch):
-    """Runs without an evaluation, which takes longer than they do."""
-    monkeypatch.setattr(loop, "evaluate_run", lambda folder: {})
-
-
-def test_a_live_run_keeps_no_training_rows_and_says_how_often_the_text_is_read(
-    folder, unbroken, caplog
-):
-    with caplog.at_level("INFO", "saex"):
-        loop.train(config(folder, eval__controls=True), folder / "plain")
-    assert not (folder / "plain" / "store" / "train").exists()
-    assert re.search(r"rows of text for 1\.9\d+ epochs", caplog.text)
-    assert "it is read again, in another order" in caplog.text
-    assert "no controls" in caplog.text
-    result = json.loads((folder / "plain" / "eval.json").read_text())
-    assert result["fvu"] < 1.5 and np.isfinite(result["ce_reconstructed"])
-    # writing the rows as well changes nothing
-    assert info(folder / "plain")["state_digest"] == info(unbroken)["state_digest"]
-
-
-class Killed(BaseException):
-    """As far as the run can tell, the end of the process."""
-
-
-def test_killed_and_gone_on_is_the_unbroken_run(folder, unbroken, unjudged, monkeypatch):
-    """Also where the model is on other devices at the end."""
-    workdir, update = folder / "broken", metrics.Progress.update
-
-    def kill(self, done, note=""):
-        if self.what == "train" and done == 40:
-            raise Killed
-        update(self, done, note)
-
-    monkeypatch.setattr(metrics.Progress, "update", kill)
-    with pytest.raises(Killed):
-        loop.train(config(folder, live__tee=True), workdir)
-    monkeypatch.setattr(metrics.Progress, "update", update)
-    loop.train(config(folder, live__tee=True, live__devices=2), workdir)
-    assert info(workdir)["state_digest"] == info(unbroken)["state_digest"]
-    stores = [Store.open(path / "store" / "train") for path in (workdir, unbroken)]
-    stores[0].verify()
-    assert contents(stores[0]) == contents(stores[1])
-
-
-def test_a_second_run_on_the_tees_store_works(folder, unbroken, unjudged):
-    from saex import cli
-
-    assert cli.main(["store", "verify", str(unbroken / "store" / "train")]) == 0
-    changes = {"store": str(unbroken / "store"), "live__enabled": False, "steps": 12}
-    loop.train(config(folder, **changes), folder / "second")
-    assert info(folder / "second")["step"] == 12
-
-
-@pytest.mark.slow
-def test_kill_9_and_going_on_is_the_unbroken_run(folder):
-    path = folder / "killed.py"
-    changes = {"live__tee": True, "steps": 30, "checkpoint__every": 3}
-    path.write_text(
-        "from ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict({mapping(folder, **changes)!r})\n"
-    )
-    workdir, reference = folder / "killed", folder / "not_killed"
-    run = [sys.executable, "-m", "saex.cli", "train", f"--config={path}"]
-    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    with subprocess.Popen([*run, f"--workdir={workdir}"], **quiet) as process:
-        deadline = time.time() + 240
-        while not list((workdir / "checkpoints").glob("[3-9]/meta")) and time.time() < deadline:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert not (workdir / "DONE.json").exists()
-    for each in (workdir, reference):
-        subprocess.run([*run, f"--workdir={each}"], check=True, timeout=300, **quiet)
-    assert info(workdir)["state_digest"] == info(reference)["state_digest"]
-    stores = [Store.open(each / "store" / "train") for each in (workdir, reference)]
-    stores[0].verify()
-    assert contents(stores[0]) == contents(stores[1])
-
-
-@pytest.mark.slow
-def test_a_longer_run_of_a_complete_tee_goes_on_without_it(folder, unbroken, unjudged, caplog):
-    shutil.copytree(unbroken, folder / "longer")
-    with caplog.at_level("INFO", "saex"):
-        loop.train(config(folder, live__tee=True, steps=62), folder / "longer", extend=True)
-    assert info(folder / "longer")["step"] == 62 and "is complete" not in caplog.text
-    store = Store.open(folder / "longer" / "store" / "train")
-    assert store.digest == Store.open(unbroken / "store" / "train").digest
-
-
-@pytest.mark.slow
-def test_a_stack_trains_on_one_live_stream(folder):
-    members = [{"seed": 0}, {"seed": 1}]
-    result = loop.train(config(folder, members=members, steps=8), folder / "stack")
-    assert set(result["members"]) == {"00", "01"}
-    assert all(np.isfinite(each["fvu"]) for each in result["members"].values())
-    digests = [info(folder / "stack" / "members" / m)["params_digest"] for m in ("00", "01")]
-    assert digests[0] != digests[1]
-
-
-@pytest.mark.slow
-def test_two_processes_train_and_write_like_one(folder, tmp_path):
-    changes = {"log__every": 1, "steps": 40, "live__tee": True}
-    path = tmp_path / "config.py"
-    path.write_text(
-        "from ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict({mapping(folder, **changes)!r})\n"
-    )
-    run = [sys.executable, "-m", "saex.cli", "train", f"--config={path}", "--config.mesh.data=2"]
-    quiet = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-    subprocess.run([*run, f"--workdir={tmp_path / 'one'}"], check=True, timeout=300, **quiet)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    names = {"SAEX_COORDINATOR": f"127.0.0.1:{port}", "SAEX_NUM_PROCESSES": "2"}
-    processes = [
-        subprocess.Popen(
-            [*run, f"--workdir={tmp_path / 'two'}"],
-            env={**os.environ, **names, "SAEX_PROCESS_ID": str(i)},
-            **quiet,
-        )
-        for i in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors.decode()[-2000:]
-    finally:
-        for process in processes:
-            process.kill()
-    one, two = (
-        [line["loss"] for line in metrics.read(tmp_path / name) if "loss" in line]
-        for name in ("one", "two")
-    )
-    assert len(one) == 40
-    np.testing.assert_allclose(two, one, rtol=1e-5)
-    stores = [Store.open(tmp_path / name / "store" / "train") for name in ("one", "two")]
-    stores[1].verify()
-    assert contents(stores[0]) == contents(stores[1])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"live__devices": -1}, "live.devices=-1"),
-        ({"stream__max_norm": 5.0}, r"live.enabled with stream.max_norm=5.0: the median"),
-        ({"subject": None}, "live.enabled with subject=None"),
-        ({"harvest__non_finite": "drop"}, "live.enabled with harvest.non_finite='drop'"),
-        ({"live__enabled": False, "live__tee": True}, "live.tee=True without live.enabled"),
-    ],
-)
-def test_what_cannot_be_is_refused_before_anything_runs(folder, changes, message):
-    with pytest.raises(ConfigError, match=message):
-        config(folder, **changes)
-
-
-def test_what_the_machine_or_the_call_lacks_is_named(folder, unbroken, tmp_path):
-    with pytest.raises(ConfigError, match=r"live.devices=9: this process has 8 devices"):
-        loop.train(config(folder, live__devices=9), tmp_path / "run")
-    with pytest.raises(ConfigError, match="rows come from the one or the other"):
-        loop.train(config(folder, store=str(unbroken / "store")), tmp_path / "run")
-    assert not (tmp_path / "run" / "config.json").exists()
-
-
-def test_what_other_processes_began_is_not_gone_on_with(tmp_path, opened):
-    rows = rows_of(tmp_path / "tee", live=TEE)
-    with rows._tee._open(part=(0, 2)) as writer:
-        writer.commit({"chunks": []})
-    with pytest.raises(StoreError, match="was begun by 2 processes, here are 1"):
-        rows.plan(opened(rows), 3)
-    rows.close()
