@@ -1,8 +1,9 @@
 """How fast shuffled batches come from a store, against plain reads of the same bytes.
 
     python experiments/benchmarks/store.py --dir /disk/with/room
+    python experiments/benchmarks/store.py --first --rows 10000000    # 15.4 GB
 
-A store of random rows is written (bfloat16, width 768, chunks of 2048, unless said otherwise), then
+A store of random rows is written (bfloat16, width 768, chunks and segments as a harvest's), then
 read, interleaved in one process: the files from one end to the other (`read`, into one buffer),
 its chunks in random order by `preadv` into reused buffers (the most that any reader can do), and
 the stream: shuffled batches in numpy with checksums off and on, and as JAX arrays with a thread.
@@ -10,6 +11,9 @@ the stream: shuffled batches in numpy with checksums off and on, and as JAX arra
 "warm" reads pages that are in memory. Each cell is the median over rounds of bytes per second; the
 ratios are of the same round, and their spread is printed too. What the stream takes of memory is
 measured in a process of its own.
+
+``--first``: only how long it takes from the path of a store to the first batch, at places all over
+three epochs, again with the pages dropped and in memory.
 """
 
 import argparse
@@ -20,7 +24,7 @@ import pathlib
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +34,7 @@ from measure import where
 
 from saex.data import Column, Store, StoreWriter
 from saex.data.stream import Stream
+from saex.harvest import Harvest
 
 HERE = pathlib.Path(__file__).resolve().parent
 BASE = {"cold": "cold sequential read", "warm": "warm preadv, random chunks"}
@@ -43,10 +48,15 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--first", action="store_true", help="time the first batch only")
     parser.add_argument("--keep", action="store_true", help="leave the store for the next time")
-    parser.add_argument("--out", default=str(HERE / "results" / "store"))
+    parser.add_argument("--out", help="default: results/store, or results/store_first")
     args = parser.parse_args()
+    out = pathlib.Path(args.out or HERE / "results" / ("store_first" if args.first else "store"))
     store = written(pathlib.Path(args.dir), args.rows, args.width)
+    if args.first:
+        save(out, where() | {"rows": store.rows, "width": args.width, "seconds": first(store)})
+        return
     readers = ways(store, args.batch)
     one_round(store, readers)  # memory is touched for the first time, programs are compiled
     rounds = [one_round(store, readers) for _ in range(args.rounds)]
@@ -58,22 +68,72 @@ def main() -> None:
         "memory": alone(memory, store.path, args.batch),
         "bytes_per_second": rounds,
     }
-    out = pathlib.Path(args.out)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(record))
-    print(table(record))
+    save(out, record)
     if not args.keep:
         shutil.rmtree(args.dir)
+
+
+def save(out: pathlib.Path, record: dict[str, Any]) -> None:
+    """JSON with everything and the table."""
+    text = (first_table if "seconds" in record else table)(record)
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    out.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def first(store: Store) -> dict[str, list[float]]:
+    """Seconds of wall time from the path to the first batch, cold and warm, at eight places."""
+    steps = np.linspace(0, 3 * store.rows // 4096, 8, dtype=int).tolist()
+    first_batch(store.path, 0)  # programs and threads
+    found: dict[str, list[float]] = {"cold": [], "warm": []}
+    for step in steps:
+        drop_pages(store)
+        found["cold"].append(first_batch(store.path, step))
+        found["warm"].append(first_batch(store.path, step))
+    return found
+
+
+def first_batch(path: pathlib.Path, step: int) -> float:
+    started = time.perf_counter()
+    batches = Stream().open(Store.open(path), ["x"], seed=0)
+    iterator = batches.iterate(step)
+    jax.block_until_ready(next(iterator))
+    seconds = time.perf_counter() - started
+    iterator.close()
+    batches.close()
+    return seconds
+
+
+def first_table(record: dict[str, Any]) -> str:
+    """Markdown: least, median and most of the seconds."""
+    lines = [
+        f"{record['machine']}; JAX {jax.__version__}; {record['date']}; `{record['command']}`. "
+        f"{record['rows']:,} rows of {record['width']} bf16: from the path to the first batch of "
+        "4096 rows, at eight places in three epochs.",
+        "",
+        "| pages | least | median | most | goal |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for state, seconds in record["seconds"].items():
+        times = (min(seconds), statistics.median(seconds), max(seconds))
+        lines.append(f"| {state} | " + " | ".join(f"{t:.2f} s" for t in times) + " | ≤ 1 s |")
+    return "\n".join(lines) + "\n"
 
 
 def written(path: pathlib.Path, rows: int, width: int) -> Store:
     """The store, made if it is not there: rows of normal noise, by a block that is written over."""
     rng = np.random.default_rng(0)
-    block = rng.standard_normal((65536, width), np.float32).astype(ml_dtypes.bfloat16)
-    with StoreWriter(path, {"x": Column((width,))}, {"rows": rows}) as writer:
+    size = Harvest().segment_rows
+    block = rng.standard_normal((size, width), np.float32).astype(ml_dtypes.bfloat16)
+    columns = {
+        "x": Column((width,)),
+        **dict.fromkeys(("document", "position"), Column((), "int32")),
+    }
+    with StoreWriter(path, columns, {"rows": rows}) as writer:
         while not writer.complete and writer.rows < rows:
-            writer.append({"x": block[: min(65536, rows - writer.rows)]})
-            writer.commit({})
+            n = np.arange(writer.rows, min(writer.rows + size, rows))
+            writer.append({"x": block[: len(n)], "document": n // 1024, "position": n % 1024})
+            writer.commit({}, shuffle=(int(n[0]),))
         writer.finish()
     os.sync()
     return Store.open(path)
@@ -105,14 +165,14 @@ def ways(store: Store, batch: int) -> dict[str, Callable[[], int]]:
     }
 
 
-def files(store: Store) -> Iterator[pathlib.Path]:
+def files(store: Store, names: Sequence[str] = ("x",)) -> Iterator[pathlib.Path]:
     for segment in store.manifest.segments:
-        for name, column in store.columns.items():
-            yield store.path / segment.path / name / column.shard
+        for name in names:
+            yield store.path / segment.path / name / store.columns[name].shard
 
 
 def drop_pages(store: Store) -> None:
-    for file in files(store):
+    for file in files(store, list(store.columns)):
         with open(file, "rb") as handle:
             os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -146,7 +206,7 @@ def read_chunks(store: Store) -> int:
 
 
 def opened(store: Store, batch: int, **options: Any) -> Any:
-    return Stream(batch=batch, **options).open(store, ["x"], seed=0)
+    return Stream(batch=batch, exclude_positions=(), **options).open(store, ["x"], seed=0)
 
 
 def in_numpy(batches: Any, batch: int) -> Callable[[], int]:

@@ -1,11 +1,16 @@
 """What the dtype of stored rows does to the dictionaries trained on them.
 
     python experiments/benchmarks/stored_dtype.py
+    python experiments/benchmarks/stored_dtype.py --massive
 
 Activations of pocket-lm are harvested once, in float32, and written as stores of the same rows in
 the same order: float32, bfloat16 and int8 (scales found on the first 16,384 rows, outlier channels
 kept in bfloat16). The same dictionaries are trained on each with `saex train`, from the same seeds,
 and evaluated on the same held-out rows in float32. A run that is finished is not run again.
+
+No channel of pocket-lm is an outlier. ``--massive`` gives the rows three, of the kinds that larger
+models have: two channels far from 0 in all rows, one that is huge in one row of 200. A store
+without a place for outliers (``calibrate(max_outliers=0)``) is the control.
 """
 
 import argparse
@@ -31,6 +36,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 SITE = "blocks.1.resid_post"
 SEGMENT = 65536
 DTYPES = ("float32", "bfloat16", "int8")
+CONTROL = "int8-without"  # a place for outliers
+FAR, SPIKE = (7, 100), 180  # channels that --massive changes
+DEVIATION = np.float32(6.0)  # of a channel of this site from its mean
 SAES = {
     "topk": {"name": "topk", "d_in": 256, "n": 512, "k": 16},
     "relu": {"name": "relu", "d_in": 256, "n": 512, "l1": 0.02, "l1_warmup_steps": 25},
@@ -39,40 +47,66 @@ SAES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dir", default="runs/stored-dtype-benchmark")
+    parser.add_argument("--massive", action="store_true", help="rows with outlier channels")
+    parser.add_argument("--dir", help="default: runs/stored-dtype-benchmark")
     parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", default=str(HERE / "results" / "stored_dtype"))
+    parser.add_argument("--out", help="default: results/stored_dtype")
     args = parser.parse_args()
-    folder = pathlib.Path(args.dir)
-    plain, found = harvested(folder, args.rows), []
-    paths = {dtype: written(folder, plain, dtype) for dtype in DTYPES}
-    for sae, seed, dtype in itertools.product(SAES, range(args.seeds), DTYPES):
+    kind = "_massive" if args.massive else ""
+    folder = pathlib.Path(args.dir or f"runs/stored-dtype-benchmark{kind}")
+    plain, found = harvested(folder, args.rows, args.massive), []
+    dtypes = (*DTYPES, CONTROL) if args.massive else DTYPES
+    paths = {dtype: written(folder, plain, dtype) for dtype in dtypes}
+    for sae, seed, dtype in itertools.product(SAES, range(args.seeds), dtypes):
         result = trained(folder, paths[dtype], sae, seed, args.steps)
         found.append({"dtype": dtype, "sae": sae, "seed": seed, **result})
         print(found[-1], flush=True)
     record = where() | {"rows": plain.rows, "steps": args.steps, "runs": found}
     record |= {"stores": {dtype: facts(path, plain) for dtype, path in paths.items()}}
-    out = pathlib.Path(args.out)
+    out = pathlib.Path(args.out or HERE / "results" / f"stored_dtype{kind}")
     out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     out.with_suffix(".md").write_text(table(record))
     print(table(record))
 
 
-def harvested(folder: pathlib.Path, rows: int) -> Store:
+def harvested(folder: pathlib.Path, rows: int, changed: bool) -> Store:
     """Rows in the order of the text, and held-out rows; float32."""
     model, params = PocketLM(matmul="float32").load()
     cfg = Harvest(sites=(SITE,), rows=rows, heldout_rows=60_000, dtype="float32", shuffle=False)
-    harvest(model, params, Stdlib(), "heldout", folder / "heldout", cfg)
-    return harvest(model, params, Stdlib(), "train", folder / "plain", cfg)
+    made = folder / "made" if changed else folder
+    stores = [
+        harvest(model, params, Stdlib(), split, made / name, cfg)
+        for split, name in (("heldout", "heldout"), ("train", "plain"))
+    ]
+    if changed:
+        stores = [massive(store, folder / store.path.name) for store in stores]
+    return stores[1]
+
+
+def massive(store: Store, path: pathlib.Path) -> Store:
+    """The store with outlier channels, 50 and 100 times as far out as a channel's deviation."""
+    with StoreWriter(path, store.columns, dict(store.meta)) as writer:
+        for at in range(0, 0 if writer.complete else store.rows, SEGMENT):
+            rows = {n: store.read(n, at, min(at + SEGMENT, store.rows)) for n in store.columns}
+            x = rows[SITE] = rows[SITE].copy()
+            x[:, FAR] += 50 * DEVIATION
+            x[::200, SPIKE] += 100 * DEVIATION
+            rows[SITE + ".norm"] = np.linalg.norm(x, axis=1)
+            writer.append(rows)
+            writer.commit({})
+        writer.finish()
+    return Store.open(path)
 
 
 def written(folder: pathlib.Path, plain: Store, dtype: str) -> pathlib.Path:
     """The same rows in another dtype, shuffled within segments; beside them the held-out rows."""
     path = folder / f"{dtype}-segments"
     sample = plain.read(SITE, 0, 16_384)
-    site = calibrate(sample) if dtype == "int8" else Column(plain.columns[SITE].shape, dtype)
+    site = Column(plain.columns[SITE].shape, dtype if dtype in DTYPES else "float32")
+    if dtype.startswith("int8"):
+        site = calibrate(sample, max_outliers=0 if dtype == CONTROL else None)
     columns = {SITE: site, **dict.fromkeys(("document", "position"), Column((), "int32"))}
     with StoreWriter(path / "train", columns) as writer:
         while not writer.complete and writer.rows < plain.rows:
