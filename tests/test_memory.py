@@ -3,7 +3,7 @@
 import pytest
 
 from saex import cost
-from saex.sae import ReLU, TopK
+from saex.sae import BatchTopK, JumpReLU, Matryoshka, ReLU, TopK
 from saex.sharding import MeshConfig
 from tests import compiled
 
@@ -16,10 +16,27 @@ CASES = {  # a dictionary, rows, a mesh: each is at its largest in another momen
     "fsdp": (TopK(512, 8192, 32), 1024, MeshConfig(8, 1, strategy="fsdp")),
     "fsdp, latents split": (TopK(256, 32768, 64), 2048, MeshConfig(2, 4, strategy="fsdp")),
     "dense codes": (ReLU(256, 8192), 1024, MeshConfig(1, 1)),
+    "candidates of a batch": (BatchTopK(512, 8192, 32), 2048, MeshConfig(1, 1)),
+    "no candidates, AuxK": (BatchTopK(256, 2048, 32), 4096, MeshConfig(1, 1)),
+    "candidates, few rows": (BatchTopK(1024, 8192, 32), 512, MeshConfig(1, 1)),
+    "candidates, latents split": (BatchTopK(512, 16384, 16), 1024, MeshConfig(1, 2)),
+    "candidates above thresholds": (JumpReLU(512, 16384), 2048, MeshConfig(1, 1)),
+    "thresholds, few rows": (JumpReLU(1024, 8192), 512, MeshConfig(1, 1)),
+    "thresholds, both split": (JumpReLU(512, 16384), 2048, MeshConfig(2, 2)),
+    "prefixes": (Matryoshka(512, 2048), 2048, MeshConfig(1, 1)),
 }
 
 
-SLOW = ("auxk", "fsdp, latents split", "candidates of AuxK")  # the others cover the moments
+SLOW = (  # the others cover the moments
+    "auxk",
+    "fsdp, latents split",
+    "candidates of AuxK",
+    "candidates, few rows",
+    "no candidates, AuxK",
+    "candidates, latents split",
+    "thresholds, both split",
+    "prefixes",
+)
 EACH = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else []) for n in CASES]
 
 

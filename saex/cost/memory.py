@@ -11,8 +11,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from saex.cost.slots import is_sparse
-from saex.kernels.encode_topk.cpu import ROWS
+from saex.cost.slots import is_sparse, slots
+from saex.kernels.encode_topk.cpu import block_rows
 from saex.kernels.sparse_affine.dead import BLOCK
 from saex.kernels.topk.cpu import two_levels
 from saex.sharding import MeshConfig, bytes_per_device
@@ -27,7 +27,7 @@ class Held:
         fsdp: gathered weights).
       fewer: the same where selection is one call: XLA then makes less of it ahead.
       update: [n, d] while the optimiser runs.
-      scores: [rows, n] while latents are selected. rows: [b, d] before and after the decoder.
+      scores: [rows, n] while latents are selected; one more where that is one call. rows: [b, d] before and after the decoder.
       member: (matrices, rows) that every further member of a stack keeps through the others' parts;
         of one with dense codes all that it has.
     """
@@ -41,8 +41,8 @@ class Held:
 
 
 # XLA:CPU of JAX 0.10: two gradients, and Adam's four scalars as matrices, since it fuses the update
-# into the sum of squares behind the decoder's norms; the scores once more with their bias.
-CPU = Held(matrices=6, fewer=3, update=8, scores=2, rows=4, member=(6, 3))
+# into the sum of squares behind the decoder's norms.
+CPU = Held(matrices=6, fewer=3, update=8, scores=1, rows=4, member=(6, 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,31 @@ class HeldByTPU:
     rows: float
     half: float
     whole: float
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldDensely:
+    """The same of dense codes, whose gradient is autodiff's.
+
+    Fields:
+      scores: [b, n] at once. matrices, aux: [n, d] meanwhile; how many more AuxK keeps.
+      rows: [b, d] meanwhile. update: [n, d] while the optimiser runs; AuxK keeps ``update_aux``
+        more.
+    """
+
+    scores: int
+    matrices: int
+    aux: int
+    rows: int
+    update: int
+    update_aux: int
+
+
+# Codes, scores and a gradient; and of methods with a threshold or a cut one array more, as bits or
+# counts. Methods that train on candidates are larger in the dense branch, which is there to fall
+# back to, and its matrices of zeros lie beside the other's: so they count as dense on a CPU.
+PLAIN = HeldDensely(scores=3, matrices=1, aux=0, rows=3, update=4, update_aux=0)
+CUT = HeldDensely(scores=4, matrices=4, aux=2, rows=2, update=8, update_aux=4)
 
 
 # The TPU compiler of JAX 0.10 (libtpu 0.0.42), for v5e, v5p and v6e.
@@ -202,12 +227,13 @@ def _stacked(sae: Any, b: int, mesh: MeshConfig, slots: int) -> dict[str, int]:
 
 def _sparse(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
     n, k, matrix, row = _sizes(sae, b, mesh)
-    kept = (CPU.matrices if two_levels(n, k) else CPU.fewer) * matrix + CPU.rows * row
+    by_groups = two_levels(n, k)
+    kept = (CPU.matrices if by_groups else CPU.fewer) * matrix + CPU.rows * row
     if getattr(sae, "matmul_dtype", "float32") == "bfloat16":
         kept += (matrix + row) // 2  # what the encoder's matmul reads
     slots = 4 * 4 * b * k
-    block = ROWS if b > ROWS and b % ROWS == 0 else b
-    moments = {"selection": kept + slots + CPU.scores * 4 * block * n}
+    scores = CPU.scores + (0 if by_groups else 1)
+    moments = {"selection": kept + slots + scores * 4 * block_rows(b) * n}
     if getattr(sae, "aux_coefficient", 0):
         gathered = 2 * matrix if mesh.strategy == "fsdp" and mesh.model > 1 else 0
         auxiliary = _auxiliary(sae.aux_latents, b, n, mesh.model)
@@ -230,11 +256,31 @@ def _auxiliary(k_aux: int, b: int, n: int, model: int) -> int:
 
 def _dense(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
     n, _, matrix, row = _sizes(sae, b, mesh)
-    gathered = 1 if mesh.strategy == "fsdp" else 0
-    return {
-        "codes": 3 * 4 * b * n + (1 + gathered) * matrix + 3 * row,
-        "update": (4 + gathered) * matrix + row,
+    held, codes = PLAIN if _plain(sae) else CUT, 4 * b * n
+    moments = {
+        "codes": held.scores * codes + held.matrices * matrix + held.rows * row,
+        "update": held.update * matrix + row,
     }
+    moments["codes"] += 2 * (slots(sae).parts - 1) * row
+    if getattr(sae, "aux_coefficient", 0):
+        moments["codes"] += held.aux * matrix
+        moments["update"] += held.update_aux * matrix
+        # about half of the search finds room in what the codes have left
+        moments["codes"] += _auxiliary(sae.aux_latents, b, n, mesh.model) // 2
+    else:
+        if getattr(sae, "matmul_dtype", "float32") == "bfloat16":
+            moments["codes"] += codes  # what two matmuls read
+        moments["update"] += 0 if held is PLAIN else codes
+    if mesh.strategy == "fsdp" and held is PLAIN:
+        moments = {name: bytes_ + matrix for name, bytes_ in moments.items()}
+    return moments
+
+
+def _plain(sae: Any) -> bool:
+    """Whether codes are a function of one affine encoder's scores, without cut or threshold."""
+    trained = {name for name, s in sae.specs()["params"].items() if s.trainable}
+    own = trained - {"W_enc", "W_dec", "b_enc", "b_dec"}
+    return not (own or sae.frozen or hasattr(sae, "capacity"))
 
 
 def _sizes(sae: Any, b: int, mesh: MeshConfig) -> tuple[int, int, int, int]:
