@@ -4,6 +4,8 @@ import dataclasses
 import json
 import logging
 import pathlib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from saex import distributed, evals, metrics
 from saex.checkpoint import load_sae, read_meta
 from saex.config import Config, resolve, to_json
 from saex.data import joined
+from saex.data.exclude import NORM, norm_limit
 from saex.data.split import open_split
 from saex.data.store_remote import RemotePath, place
 from saex.registry import ConfigError
@@ -34,9 +37,9 @@ def evaluate_run(workdir: str | pathlib.Path) -> dict[str, Any]:
             metrics.write_json(folder / "eval.json", _writable(result))
         return result
     config, folder, sae, params, heldout = _open_run(workdir)
-    each = {}
+    each, limits = {}, heldout.rows.max_norms
     for site in encoded_sites(config):
-        rows = site_rows(config, heldout.rows.store, site)
+        rows = site_rows(config, heldout.rows.store, site, limits)
         heldout = dataclasses.replace(heldout, rows=rows, controls={})
         each[site] = _evaluate(config, folder, sae, params, heldout)
     result = each[config.site] if config.site in each else _of_sites(each)
@@ -73,7 +76,7 @@ def _evaluate(
         if k is None:  # as many numbers as the dictionary uses
             k = round(evals.Reconstruction(32_768).run(sae, params, heldout)["l0"])
         store = open_split(store_folder(config, folder), "train")
-        train_rows = site_rows(config, store, heldout.rows.site)
+        train_rows = site_rows(config, store, heldout.rows.site, heldout.rows.max_norms)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         controls = evals.controls.fit(train_rows, sae, key, k=max(1, min(k, sae.d_in)))
         heldout = dataclasses.replace(heldout, controls=controls)
@@ -135,18 +138,54 @@ def _open_run(workdir: str | pathlib.Path) -> tuple[Config, pathlib.Path, Any, A
     config = resolve(json.loads(path.read_text())["config"])
     sae, params = load_sae(folder)
     model, model_params = config.subject.load() if config.subject else (None, None)
-    store = open_split(store_folder(config, folder), "heldout")
-    heldout = evals.HeldOut(site_rows(config, store), model, model_params)
+    root = store_folder(config, folder)
+    limits = norm_limits(config, open_split(root, "train")) if config.stream.max_norm else {}
+    rows = site_rows(config, open_split(root, "heldout"), None, limits)
+    heldout = evals.HeldOut(rows, model, model_params)
     return config, folder, sae, params, heldout
 
 
-def site_rows(config: Config, store: Any, site: str | None = None) -> Any:
-    """A store's rows as this configuration counts them; of the first site that is encoded."""
+def norm_limits(config: Config, train: Any) -> dict[str, list[float]]:
+    """``max_norms`` of ``evals.Rows``: the norms beyond which the stream leaves rows out.
+
+    Args:
+      config: the run's.
+      train: the store that it trains on, whose median norms these are multiples of: held-out rows
+        are judged by the same numbers.
+
+    Raises:
+      StoreError: no norms of a column in this store.
+    """
+    if not config.stream.max_norm:
+        return {}
+    read = sorted({part for name in config.reads.values() for part in joined.parts(name)})
+    stores, most = getattr(train, "stores", (train,)), config.stream.max_norm
+    return {
+        name + NORM: [float(norm_limit(one.read(name + NORM), most)) for one in stores]
+        for name in read
+        if train.column(name).shape
+    }
+
+
+def site_rows(
+    config: Config,
+    store: Any,
+    site: str | None = None,
+    max_norms: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> Any:
+    """A store's rows as this configuration counts them.
+
+    Args:
+      config: the run's.
+      store: its training or its held-out store.
+      site: None: the first site that is encoded.
+      max_norms: as ``norm_limits`` gives them.
+    """
     site = encoded_sites(config)[0] if site is None else site
     skip = config.stream
     left_out = skip.exclude_positions, skip.exclude_tokens
     target = config.reads.get("y")
-    return evals.Rows(store, site, *left_out, target=target, skip=skip.exclude)
+    return evals.Rows(store, site, *left_out, target=target, skip=skip.exclude, max_norms=max_norms)
 
 
 def store_folder(config: Config, folder: pathlib.Path) -> pathlib.Path | RemotePath:

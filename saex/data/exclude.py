@@ -167,10 +167,15 @@ def _within(
             f"{name!r}: harvest with harvest.norms=True, or set stream.max_norm=0"
         )
     norms = store.read(name)
-    limit = np.float32(max_norm * np.median(norms)) if len(norms) else np.float32(0)
+    limit = norm_limit(norms, max_norm)
     mask, info[f"rows_excluded_by_{name}"] = _narrow(mask, norms <= limit)
     info[f"max_{name}"] = float(limit)
     return mask
+
+
+def norm_limit(norms: np.ndarray, max_norm: float) -> np.float32:
+    """The largest norm of a row that is streamed, by the norms [rows] of all rows of a store."""
+    return np.float32(max_norm * np.median(norms)) if len(norms) else np.float32(0)
 
 
 def _narrow(mask: np.ndarray | None, keep: np.ndarray) -> tuple[np.ndarray, int]:

@@ -34,7 +34,7 @@ class Contexts:
         tokens = np.zeros((len(lengths), lengths.max(initial=0)), np.int32)
         real = np.arange(tokens.shape[1])[None] < lengths[:, None]
         tokens[real] = rows.store.read("tokens", 0, end)
-        if not rows.skip:
+        if not rows.skips_more:
             return cls(tokens, lengths)
         seen = np.zeros(tokens.shape, bool)
         seen[real] = rows.counts(0, end)
@@ -99,7 +99,8 @@ class HeldOut:
         if count == 0:
             raise ValueError(
                 f"no held-out row is left without positions {self.rows.skip_positions}, tokens "
-                f"{self.rows.skip_tokens} and {dict(self.rows.skip)}: skip less"
+                f"{self.rows.skip_tokens}, {dict(self.rows.skip)} and norms beyond "
+                f"{dict(self.rows.max_norms)}: skip less"
             )
         return np.asarray(total / count)
 
@@ -113,6 +114,10 @@ class HeldOut:
                 *self.rows.skip.items(),
             )
             if skipped
+        ]
+        rules += [
+            f"{name} above {' or '.join(f'{limit:.4g}' for limit in limits)}"
+            for name, limits in self.rows.max_norms.items()
         ]
         notes = []
         if rules:

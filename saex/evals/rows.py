@@ -39,6 +39,8 @@ class Rows:
         number of devices that share the rows. Small blocks stay in a CPU's cache.
       target: the column that is to be predicted from the site (of a transcoder); None: the site.
       skip: other columns of numbers or strings -> values by which rows are left out.
+      max_norms: columns of norms -> the largest norm of a row that counts; a number for each of
+        the stores that are mixed, one where none are.
     """
 
     store: Any
@@ -48,6 +50,7 @@ class Rows:
     batch: int = 1024
     target: str | None = None
     skip: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    max_norms: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in (self.site, self.predicted):
@@ -61,6 +64,11 @@ class Rows:
     def predicted(self) -> str:
         """The column that a reconstruction is compared with."""
         return self.site if self.target is None else self.target
+
+    @property
+    def skips_more(self) -> bool:
+        """Whether rows are left out by more than their positions and tokens (see ``counts``)."""
+        return bool(self.skip or self.max_norms)
 
     def check_widths(self, sae: Any) -> None:
         """Raise the store's error where its rows are not of the dictionary's widths."""
@@ -95,12 +103,20 @@ class Rows:
         return Block(x, y, tokens, positions, kept, start)
 
     def counts(self, start: int, stop: int) -> np.ndarray:
-        """Bool [stop - start]: which rows ``skip`` leaves in."""
+        """Bool [stop - start]: which rows ``skip`` and ``max_norms`` leave in."""
         out = np.ones(stop - start, bool)
         for name, values in self.skip.items():
             left_out = tuple(numbers(self.store, name, values))
             out &= keep(self.store.read(name, start, stop), left_out, stop - start)
+        for name, limits in self.max_norms.items():
+            out &= self.store.read(name, start, stop) <= self._each(limits, start, stop)
         return out
+
+    def _each(self, values: Sequence[float], start: int, stop: int) -> np.ndarray:
+        """float32 [stop - start]: of the stores' values, that of the store each row is of."""
+        ends = np.cumsum([one.rows for one in getattr(self.store, "stores", (self.store,))])
+        stores = np.searchsorted(ends, np.arange(start, stop), side="right")
+        return np.asarray(values, np.float32)[stores]
 
     def _column(self, name: str, start: int, stop: int) -> np.ndarray | None:
         if name not in self.store.columns:

@@ -17,7 +17,7 @@ class Text:
         stop = min(store.rows, MOST)
         names = [n for n in ("document", "position", "tokens") if n in store.columns]
         self.columns = {n: store.read(n, 0, stop).astype(np.int32) for n in names}
-        self.others = rows.counts(0, stop) if rows.skip else None
+        self.others = rows.counts(0, stop) if rows.skips_more else None
         self.starts = context_starts(store) if "position" in names else None
         self.readable = self.starts is not None and "tokens" in names
 
