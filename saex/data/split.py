@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,10 @@ DOCUMENT, POSITION = "document", "position"
 _SCRATCH, _CHUNKS = 2**25, 128
 # Rows that are hashed together.
 _BLOCK = 2**16
+# Contexts that begin in the middle, as where rows were dropped, are told of beyond this share.
+_BROKEN = 0.2
+
+log = logging.getLogger("saex")
 
 
 def open_split(path: str | os.PathLike, split: str) -> Store | Part | Mixed:
@@ -73,7 +78,7 @@ class Part:
 
     def __init__(self, store: Store, split: str):
         self._store, self._split = store, split
-        heldout = held_out(_names(store))
+        heldout = held_out(_names(store, warn=split == "heldout"))
         self._mask = heldout if split == "heldout" else ~heldout
         self._chunks = store.chunks()
         starts = self._chunks[:, 0]
@@ -216,11 +221,14 @@ def held_out(numbers: np.ndarray) -> np.ndarray:
     return found
 
 
-def _names(store: Store) -> np.ndarray:
+def _names(store: Store, warn: bool) -> np.ndarray:
     """What is hashed: the document of each row; without one its context; else its number."""
     if DOCUMENT not in store.columns and POSITION in store.columns:
         position = store.read(POSITION).astype(np.int64)
-        return np.cumsum(np.diff(position, prepend=-2) != 1)
+        begins = np.diff(position, prepend=-2) != 1
+        if warn:
+            _warn_of_shuffled(store, position[begins])
+        return np.cumsum(begins)
     if DOCUMENT not in store.columns:
         return np.arange(store.rows)
     column = store.column(DOCUMENT)
@@ -233,6 +241,19 @@ def _names(store: Store) -> np.ndarray:
             f"{column.dtype}; expected one integer or string a row, by which documents are held out"
         )
     return store.read(DOCUMENT)
+
+
+def _warn_of_shuffled(store: Store, begins: np.ndarray) -> None:
+    """Says where contexts cannot be told apart; `begins` are the positions that runs begin at."""
+    elsewhere = int((begins != begins.min(initial=np.iinfo(np.int64).max)).sum())
+    if elsewhere > len(begins) * _BROKEN:
+        log.warning(
+            "%s has positions, but no column %r, and its rows are not in the order of their "
+            "contexts: %d of %d runs of positions begin in the middle. Rows of one context fall to "
+            "both sides, so held-out rows are not new to the dictionary. Write a column %r (the "
+            "number or name of the text that a row is of), or commit without shuffle",
+            store.path, DOCUMENT, elsewhere, len(begins), DOCUMENT,
+        )  # fmt: skip
 
 
 def _number(name: str) -> int:

@@ -56,6 +56,27 @@ def test_documents_and_contexts_stay_whole(tmp_path, column):
         assert set(np.diff(context_starts(heldout))) <= {10, 3}
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_contexts_that_cannot_be_told_apart_are_told_of(tmp_path, caplog, first):
+    """Also of stores whose contexts begin at position 1; not where a few rows are lacking."""
+    n = np.arange(ROWS)
+    kept = np.delete(n % 10 + first, np.arange(55, ROWS, 100))  # as the writer drops NaN
+    fine = np.resize(kept, ROWS)
+    order = np.random.default_rng(0).permutation(ROWS)
+    for name, columns, warned in (
+        ("in order", {"position": fine}, False),
+        ("single", {"position": np.full(ROWS, first)}, False),
+        ("shuffled", {"position": (n % 10 + first)[order]}, True),
+        ("named", {"position": (n % 10 + first)[order], "document": (n // 10)[order]}, False),
+    ):
+        write(tmp_path / name, **columns)
+        caplog.clear()
+        for split in ("train", "heldout"):
+            open_split(tmp_path / name, split)
+        assert [r.levelname for r in caplog.records] == ["WARNING"] * warned, name
+        assert not warned or "Write a column 'document'" in caplog.text
+
+
 def test_any_range_of_a_side_is_what_lies_there(tmp_path):
     write(tmp_path)
     rng = np.random.default_rng(0)
