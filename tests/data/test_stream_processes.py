@@ -1,4 +1,4 @@
-"""Two real processes, one stream: the same global batches as one process reads."""
+"""Real processes, one stream: the same global batches as one process reads."""
 
 import socket
 import subprocess
@@ -14,10 +14,10 @@ CHILD = """
 import sys
 import jax
 import numpy as np
-path, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
+path, port, index, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 2)
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
+jax.config.update("jax_num_cpu_devices", 4 // count)
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=count, process_id=index)
 from saex.data import Store
 from saex.data.stream import Stream
 mesh = jax.make_mesh((4,), ("data",))
@@ -40,7 +40,8 @@ def free_port():
 
 
 @pytest.mark.slow
-def test_two_processes_hold_the_halves_of_the_same_batches(tmp_path):
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_hold_the_parts_of_the_same_batches(tmp_path, processes):
     n = np.arange(500)
     columns = {"row": Column((), "int32"), "position": Column((), "int32")}
     with StoreWriter(tmp_path, columns, chunk_rows=16) as writer:
@@ -48,8 +49,10 @@ def test_two_processes_hold_the_halves_of_the_same_batches(tmp_path):
         writer.finish()
     command, port = [sys.executable, "-c", CHILD, str(tmp_path)], str(free_port())
     children = [
-        subprocess.Popen([*command, port, str(i)], stdout=subprocess.PIPE, text=True)
-        for i in range(2)
+        subprocess.Popen(
+            [*command, port, str(i), str(processes)], stdout=subprocess.PIPE, text=True
+        )
+        for i in range(processes)
     ]
     outputs = [child.communicate(timeout=120)[0].splitlines() for child in children]
     outputs = [[line for line in lines if line.startswith("batch")] for lines in outputs]
@@ -58,6 +61,7 @@ def test_two_processes_hold_the_halves_of_the_same_batches(tmp_path):
     for step in range(5, 25):
         expected = alone.gather(step * 32, step * 32 + 32)["row"].tolist()
         lines = [[int(v) for v in output[step - 5].split()[1:]] for output in outputs]
-        assert lines[0][2:] + lines[1][2:] == expected
-        assert [line[:2] for line in lines] == [[step, sum(expected)]] * 2
+        assert {len(line[2:]) for line in lines} == {32 // processes}
+        assert [row for line in lines for row in line[2:]] == expected
+        assert [line[:2] for line in lines] == [[step, sum(expected)]] * processes
     alone.close()
