@@ -1,4 +1,4 @@
-"""What the studies of this folder share: rows, training, scores, and the record of a verdict.
+"""What the studies of this folder share: rows, training, scores, figures.
 
 A study is a file with a ``STUDY`` and a ``run(small) -> Found``; ``python FILE`` runs it, writes
 ``results/NAME.json`` (some draw their figure beside it); ``python figures.py`` draws the others',
@@ -6,23 +6,22 @@ and ``python table.py`` makes docs/reproductions.md of all records. ``--small`` 
 shows nothing but that it runs.
 """
 
-import argparse
 import atexit
-import dataclasses
 import functools
-import json
 import pathlib
 import shutil
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from record import RESULTS
+from record import Found as Found
+from record import Study as Study
+from record import main as main
 
 from saex.data import Stdlib, Store
 from saex.data.stream import cast
@@ -34,76 +33,10 @@ from saex.train.optim import Optim
 from saex.train.state import init_state
 from saex.train.step import hyper_arrays, make_step
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent / "benchmarks"))
-from measure import where  # noqa: E402
-
-RESULTS, STORES = HERE / "results", pathlib.Path("runs/reproductions")
+STORES = pathlib.Path("runs/reproductions")
 SITE = "blocks.1.resid_post"
 Columns = Mapping[str, np.ndarray]
 Batches = Callable[[int], Columns]
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """What is claimed and how it is judged, written before it is run.
-
-    Fields:
-      methods: rows of ``saex.sae.SAES``. claim: one sentence. source: the paper.
-      paper: its figure. own_text: whether the method's description here comes from the paper's
-        own text; if not the verdict is "our reading".
-      baseline: what it is compared with, and how both were tuned.
-      says_no_if: the condition under which the claim does not hold.
-    """
-
-    name: str
-    methods: tuple[str, ...]
-    claim: str
-    source: str
-    paper: str
-    own_text: bool
-    baseline: str
-    says_no_if: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """What came out.
-
-    Fields:
-      holds: whether ``says_no_if`` did not come true; None if a positive control was not passed,
-        so that it is not settled. ours: our figure, one line, with spreads.
-      why: one or two sentences. runs: every run's settings, seed and scores.
-      control: of a "no": what the method did where it must win; else "".
-    """
-
-    holds: bool | None
-    ours: str
-    why: str
-    runs: list[dict[str, Any]]
-    control: str = ""
-
-
-def main(study: Study, run: Callable[[bool], Found]) -> None:
-    """Run a study and write its record; a small run writes nothing."""
-    parser = argparse.ArgumentParser(description=study.claim)
-    parser.add_argument("--small", action="store_true", help="a minute, to see that it runs")
-    small = parser.parse_args().small
-    started = time.perf_counter()
-    found = run(small)
-    record = dataclasses.asdict(study) | dataclasses.asdict(found) | where()
-    record |= {"jax": jax.__version__, "seconds": round(time.perf_counter() - started)}
-    record["cpu_seconds"] = round(time.process_time())  # less than seconds where others work too
-    record["verdict"] = verdict(study, found)
-    if not small:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{study.name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{record['verdict']} ({record['seconds']} s): {found.ours}\n{found.why}")
-
-
-def verdict(study: Study, found: Found) -> str:
-    said = {True: "holds", False: "does not hold", None: "not settled"}[found.holds]
-    return said if study.own_text else f"our reading: {said}"
 
 
 def told(values: Sequence[float], form: str = ".4f") -> str:
@@ -157,13 +90,15 @@ def trained(
     seed: int,
     sample: Columns | None = None,
     clip: float | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> tuple[Any, list[dict[str, float]]]:
     """(params, metrics of each step) of saex's own training step on one device.
 
     ``sample`` (by default the batch that would come after the last) initialises the dictionary;
-    ``clip``: as in ``Optim``.
+    ``clip``: as in ``Optim``. ``betas``: Adam's.
     """
-    optim, mesh = Optim(lr=lr, clip=clip), make_mesh(MeshConfig())
+    optim = Optim(lr=lr, b1=betas[0], b2=betas[1], clip=clip)
+    mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         first = {k: jnp.asarray(v) for k, v in (sample or batches(steps)).items()}
         key = jax.random.fold_in(jax.random.key(seed), 1)

@@ -1,0 +1,84 @@
+"""The learning rate of each method of a study, found in the same way for all of them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from study import scores, shuffled, trained
+
+RATES, SEEDS = (1e-3, 3e-3, 1e-2), (1, 2, 3)  # seed 0 is for finding rates
+Rows = Callable[[int], tuple[Any, Any, Any]]
+
+
+def best_rate(
+    name: str, score: Callable[[float], float], rates: Sequence[float] = RATES, more: int = 1
+) -> dict[str, Any]:
+    """The rate with the least score: {"of": name, "lr", "edge", "tried": its scores}.
+
+    ``score``: of one run, on rows apart from those of the verdict; a run that is not finite has an
+    infinite one. A winner on the grid's edge has the next rate beyond it tried as well, at most
+    ``more`` times. edge: whether the winner is on the edge all the same.
+    """
+    tried = {lr: finite(score, lr) for lr in sorted(rates)}
+    for _ in range(more):
+        lr, grid = min(tried, key=tried.__getitem__), sorted(tried)
+        if lr not in (grid[0], grid[-1]):
+            break
+        factor = grid[1] / grid[0] if lr == grid[0] else grid[-2] / grid[-1]
+        tried[lr / factor] = finite(score, lr / factor)
+    lr = min(tried, key=tried.__getitem__)
+    return {"of": name, "lr": lr, "edge": lr in (min(tried), max(tried)), "tried": tried}
+
+
+def finite(score: Callable[[float], float], lr: float) -> float:
+    try:
+        found = score(lr)
+    except RuntimeError:  # ``trained``: not finite
+        return math.inf
+    return found if math.isfinite(found) else math.inf
+
+
+def compared(
+    sides: Mapping[str, Any],
+    rows: Rows,
+    *,
+    steps: int,
+    small: bool = False,
+    by: str = "fvu",
+    batch: int = 512,
+    seeds: Sequence[int] = SEEDS,
+    rates: Sequence[float] = RATES,
+    score: Callable[[Any, Any, Any], dict[str, Any]] = scores,
+    finish: Callable[[Any, Any, Any], Any] = lambda sae, params, train: params,
+    how: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(runs of every seed at each method's best rate, how each rate was found).
+
+    ``rows``: seed -> rows for training, for finding a rate, and for the verdict. ``score``: of
+    (dictionary, params, rows); ``by``: which of its figures finds the rate. ``finish``: what is
+    done to the params after training. ``how``: for ``trained`` (clip, betas), the same for all.
+    ``settings`` are noted in the runs.
+    """
+
+    def one(name: str, lr: float, seed: int, at: int) -> dict[str, Any]:
+        sae, data = sides[name], rows(seed)
+        batches = shuffled({"x": data[0]}, batch, seed)
+        params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed, **(how or {}))
+        found = score(sae, finish(sae, params, data[0]), data[at])
+        return {"method": name, **settings, "lr": lr, "seed": seed, **found}
+
+    runs, grids = [], []
+    for name in sides:
+        few = {"rates": rates[:2], "more": 0} if small else {"rates": rates}
+        grids.append(best_rate(name, lambda lr, name=name: one(name, lr, 0, 1)[by], **few))
+        grids[-1] |= settings
+        runs += [one(name, grids[-1]["lr"], s, 2) for s in (seeds[:1] if small else seeds)]
+    return runs, grids
+
+
+def told_rates(grids: Sequence[Mapping[str, Any]]) -> str:
+    """Each winner, and which are on the edge of what was tried."""
+    edges = [grid["of"] for grid in grids if grid["edge"]]
+    found = ", ".join(dict.fromkeys(f"{grid['of']} {grid['lr']:g}" for grid in grids))
+    return found + f"; on the edge of the grid: {', '.join(dict.fromkeys(edges)) or 'none'}"
