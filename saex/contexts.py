@@ -60,15 +60,19 @@ def choose(model: Any, source: Any, split: str, cfg: Harvest, seed: int) -> Cont
     if tokenizer is not Bytes:
         most = CHARACTERS * cfg.context if itself else None
         wanted = enough(source.documents(split), cfg.budget(split), most, seed)
-    if itself:
-        pieces = source.chunks(split, cfg.context, tokenizer, wanted)
-    else:
+
+    def cut() -> Iterable[Chunk]:
+        if itself:
+            return source.chunks(split, cfg.context, tokenizer, wanted)
         documents = (
             d if wanted is None or i in wanted else Document(d.name, "")
             for i, d in enumerate(source.documents(split))
         )  # fmt: skip
-        pieces = chunk(documents, tokenizer.encode, cfg.context, tokenizer.bos)
-    pieces = packed(pieces, cfg.context) if cfg.pack else list(pieces)
+        return chunk(documents, tokenizer.encode, cfg.context, tokenizer.bos)
+
+    # Bytes are cut twice rather than kept: a text may be much larger than what is chosen of it.
+    again = tokenizer is Bytes and not itself and not cfg.pack
+    pieces = cut if again else (packed(cut(), cfg.context) if cfg.pack else list(cut()))
     chosen = _choose(pieces, cfg.budget(split), seed)
     if cfg.gradients:  # whose loss must know what is padding
         real = np.arange(chosen.tokens.shape[1]) < chosen.lengths[:, None]
@@ -271,16 +275,28 @@ def _norm(x: jax.Array) -> jax.Array:
     return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
 
 
-def _choose(pieces: list, budget: int, seed: int) -> Contexts:
-    """As many whole contexts as fit the budget of rows, in a random order."""
-    if not pieces:
+def _choose(
+    pieces: list[Chunk] | Callable[[], Iterable[Chunk]], budget: int, seed: int
+) -> Contexts:
+    """As many whole contexts as fit the budget of rows, in a random order.
+
+    pieces: all there are, or what makes them, to be called twice.
+    """
+    made = pieces() if callable(pieces) else pieces
+    lengths = np.fromiter((p.length for p in made), np.int64)
+    if not len(lengths):
         raise ValueError("the text has no tokens in this split: give a source with more documents")
-    order = permutation(len(pieces), seed)
-    lengths = np.array([p.length for p in pieces], np.int64)[order]
-    order = order[: max(1, int(np.searchsorted(np.cumsum(lengths), budget, side="right")))]
+    order = permutation(len(lengths), seed)
+    fits = int(np.searchsorted(np.cumsum(lengths[order]), budget, side="right"))
+    order = order[: max(1, fits)]
+    if callable(pieces):
+        wanted = set(order.tolist())
+        kept = {i: p for i, p in enumerate(pieces()) if i in wanted}
+    else:
+        kept = pieces
     return Contexts(
-        tokens=np.stack([pieces[i].tokens for i in order]),
-        lengths=lengths[: len(order)],
-        documents=np.array([pieces[i].document for i in order], np.int32),
-        columns={n: np.stack([pieces[i].columns[n] for i in order]) for n in pieces[0].columns},
+        tokens=np.stack([kept[i].tokens for i in order]),
+        lengths=lengths[order],
+        documents=np.array([kept[i].document for i in order], np.int32),
+        columns={n: np.stack([kept[i].columns[n] for i in order]) for n in kept[order[0]].columns},
     )

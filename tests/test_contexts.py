@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ class Words:
     """Many documents; the model's tokenizer is the only one that reads them."""
 
     def documents(self, split):
-        for i in range(400):
+        for i in range(50):
             yield Document(str(i), f"{i} " + "word " * 50)
 
 
@@ -153,3 +154,27 @@ def test_a_pass_that_fails_ends_the_batches_and_one_that_is_not_wanted_is_not_be
     made.close()
     count = len(passes)
     assert count <= 6 and list(made) == [] and len(passes) == count
+
+
+class Letters:
+    """A text that is made as it is read: a million characters, 4 MB as tokens."""
+
+    def documents(self, split):
+        for i in range(50):
+            yield Document(str(i), chr(97 + i % 26) * 20_000)
+
+
+class Model:
+    """Reads bytes."""
+
+    context = 64
+
+
+def test_of_a_large_text_only_what_is_chosen_is_kept_in_memory():
+    tracemalloc.start()
+    chosen = choose(Model(), Letters(), "train", Harvest(rows=2_000, context=64), seed=0)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 1_900 < chosen.lengths.sum() <= 2_000
+    assert (chosen.tokens[:, 1] == 97 + chosen.documents % 26).all()
+    assert most < 1e6

@@ -77,7 +77,7 @@ class Library:
     methods: tuple[str, ...]
     packages: tuple[str, ...]
     rate: Callable[[str, int], float]
-    around: tuple[float, ...] = (1, 4, 16)
+    around: tuple[float, ...] = (1, 4, 16, 64)
 
     def train(self, *args: Any) -> Trained:
         """See the module."""
@@ -117,7 +117,7 @@ LIBRARIES = {
         TRANSCODERS,
         ("eai-sparsify", "schedulefree", "torch"),
         lambda method, n: 25 * _long_run_rule(method, n),
-        (1 / 16, 1 / 4, 1),
+        (1 / 16, 1 / 4, 1, 4),
     ),
     "sparsify_adam": Library(
         "quality_sparsify_adam", TRANSCODERS, ("eai-sparsify", "torch"), _long_run_rule
