@@ -129,7 +129,28 @@ def test_the_page_is_enough_to_read_a_store(tmp_path):
         stats, rows = manifest["stats"][name], read_column(tmp_path, name).astype(np.float64)
         np.testing.assert_allclose(stats["sum"], rows.sum(0), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(stats["sum_sq"], (rows**2).sum(0), rtol=1e-9)
+        sizes = np.sqrt((rows.reshape(300, -1) ** 2).sum(1)).astype(np.float32)
+        bins, counts = np.unique(sizes.view(np.uint32) >> 16, return_counts=True)
+        assert stats["norms"] == dict(zip(map(str, bins.tolist()), counts.tolist()))
     assert manifest["stats"]["label"] == {"count": 300} and manifest["version"] == 2
+    assert_statistics_are_those_of_the_segments(tmp_path, manifest)
+
+
+def assert_statistics_are_those_of_the_segments(path, manifest):
+    """Added up from left to right, to the bit; counts of norms key by key."""
+    parts = [json.loads(checked(path, s, "stats.json")) for s in manifest["segments"]]
+    for name, whole in manifest["stats"].items():
+        assert whole["count"] == sum(part[name]["count"] for part in parts)
+        for key in {"sum", "sum_sq"} & set(whole):
+            total = np.float64(0)
+            for part in parts:
+                total = total + np.array(part[name][key])
+            assert total.tolist() == whole[key]
+        if "norms" in whole:
+            keys = {key for part in parts for key in part[name]["norms"]}
+            assert whole["norms"] == {
+                key: sum(part[name]["norms"].get(key, 0) for part in parts) for key in keys
+            }
 
 
 def test_a_store_of_old_columns_is_of_version_1(tmp_path):
