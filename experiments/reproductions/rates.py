@@ -55,15 +55,16 @@ def compared(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(runs of every seed at each method's best rate, how each rate was found).
 
-    ``rows``: seed -> rows for training, for finding a rate, and for the verdict. ``score``: of
-    (dictionary, params, rows); ``by``: which of its figures finds the rate. ``finish``: what is
-    done to the params after training. ``how``: for ``trained`` (clip, betas), the same for all.
-    ``settings`` are noted in the runs.
+    ``rows``: seed -> rows for training (or columns by name), for finding a rate, and for the
+    verdict. ``score``: of (dictionary, params, rows); ``by``: which of its figures finds the rate.
+    ``finish``: what is done to the params after training. ``how``: for ``trained`` (clip, betas),
+    the same for all. ``settings`` are noted in the runs.
     """
 
     def one(name: str, lr: float, seed: int, at: int) -> dict[str, Any]:
         sae, data = sides[name], rows(seed)
-        batches = shuffled({"x": data[0]}, batch, seed)
+        columns = data[0] if isinstance(data[0], Mapping) else {"x": data[0]}
+        batches = shuffled({column: columns[column] for column in sae.columns}, batch, seed)
         params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed, **(how or {}))
         found = score(sae, finish(sae, params, data[0]), data[at])
         return {"method": name, **settings, "lr": lr, "seed": seed, **found}
