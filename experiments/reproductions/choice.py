@@ -29,8 +29,8 @@ STUDY = Study(
     own_text=False,
     baseline="TopK of the same width without AuxK at k 8 and with it at k 6, 8 and 10, read at the "
     "L0 that each of the others has on held-out rows; all with the best of three learning rates, "
-    "or four where the best is on the edge, by FVU of one more seed at k 8 on other rows. The width "
-    "is such that TopK without AuxK has more than 10% dead; were it fewer, nothing would be settled",
+    "or four where the best is on the edge, by FVU of one more seed at k 8 on other rows; the "
+    "width is such that TopK without AuxK has more than 10% dead: with fewer nothing is settled",
     says_no_if="Feature Choice has above 1% dead latents in a seed, or in a seed Feature or Mutual "
     "Choice has not fewer than all seeds of TopK without AuxK, or not a lower FVU than all seeds "
     "of TopK with AuxK at its L0",
