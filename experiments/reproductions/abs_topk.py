@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from rates import compared
+from rates import SHORT_RUN, TUNED, compared
 from study import Found, Study, beyond, codes_of, compile_once, main, of, pocket_rows, scores, told
 from synthetic import cosines, directions, drawn, exactly, orthonormal
 
@@ -26,8 +26,7 @@ STUDY = Study(
     "29.7% of latents with a meaning in both directions (TopK 5.3%), Gemma-2-2B layer 12",
     own_text=False,
     baseline="TopK of n and of 2n latents, n 96 for 64 axes and 512 on pocket-lm; none has AuxK, "
-    "of which the source says nothing; each with the best of three learning rates, or four where "
-    "the best is on the edge, by FVU of one more seed on other rows",
+    f"of which the source says nothing; each {TUNED.format('FVU')}",
     says_no_if="a seed of AbsTopK is not below all seeds of TopK with n (both data) or with 2n "
     "(two poles) in FVU",
 )
@@ -76,7 +75,7 @@ def with_poles(run: dict[str, Any]) -> dict[str, Any]:
 
 def run(small: bool) -> Found:
     compile_once()
-    how = {"small": small, "score": both_signs}
+    how = {"small": small, "how": SHORT_RUN, "score": both_signs}
     runs, grids = compared(
         sides(32, 96, 3), poles, steps=60 if small else 1500, batch=256, data="poles", **how
     )
@@ -120,7 +119,7 @@ def control() -> tuple[bool, str]:
     x = drawn(exactly(32, 3, signed=True), D, 60_000, 0)[0]
     rows, both = (x[:40_000], x[40_000:50_000], x[50_000:]), sides(32, 32, 3)
     del both["topk 2n"]
-    runs, _ = compared(both, lambda seed: rows, steps=800, batch=256)
+    runs, _ = compared(both, lambda seed: rows, steps=800, batch=256, how=SHORT_RUN)
     fvu = {name: of(runs, "fvu", method=name) for name in both}
     text = ", ".join(f"{name} {told(v)}" for name, v in fvu.items())
     passed = beyond(fvu["abs_topk"], fvu["topk"])

@@ -11,7 +11,7 @@ import statistics
 from typing import Any
 
 import numpy as np
-from rates import SEEDS, compared
+from rates import SEEDS, SHORT_RUN, TUNED, compared
 from study import Found, Study, beyond, compile_once, main, of, pocket_rows, told, tried
 from sweep import BATCH, read_at
 from synthetic import orthonormal, sums
@@ -28,9 +28,8 @@ STUDY = Study(
     "(from memory) for Feature Choice",
     own_text=False,
     baseline="TopK of the same width without AuxK at k 8 and with it at k 6, 8 and 10, read at the "
-    "L0 that each of the others has on held-out rows; all with the best of three learning rates, "
-    "or four where the best is on the edge, by FVU of one more seed at k 8 on other rows; the "
-    "width is such that TopK without AuxK has more than 10% dead: with fewer nothing is settled",
+    f"L0 that each of the others has on held-out rows; all {TUNED.format('FVU')} at k 8; the width "
+    "is such that TopK without AuxK has more than 10% dead: with fewer nothing is settled",
     says_no_if="Feature Choice has above 1% dead latents in a seed, or in a seed Feature or Mutual "
     "Choice has not fewer than all seeds of TopK without AuxK, or not a lower FVU than all seeds "
     "of TopK with AuxK at its L0",
@@ -54,11 +53,11 @@ def run(small: bool) -> Found:
     rows, steps = pocket_rows(small), 20 if small else STEPS
     how = {"steps": steps, "batch": BATCH}
     saes = {name: made(name) for name in NAMES}
-    runs, grids = compared(saes, lambda seed: rows, small=small, k=K, **how)
+    runs, grids = compared(saes, lambda seed: rows, small=small, k=K, how=SHORT_RUN, **how)
     lr = next(grid["lr"] for grid in grids if grid["of"] == "topk_aux")
     for k, seed in itertools.product((K - 2, K + 2), SEEDS[:1] if small else SEEDS):
         sae, on = made("topk_aux", k), {"k": k, "lr": lr, "seed": seed}
-        runs.append(tried("topk_aux", sae, rows[0], rows[2], **on, **how))
+        runs.append(tried("topk_aux", sae, rows[0], rows[2], **on, **how, **SHORT_RUN))
     return Found(True, "", "", runs) if small else judged(runs, grids)
 
 
@@ -95,6 +94,7 @@ def control() -> tuple[bool, str]:
     """Rows of 1 to 15 orthonormal features: the same k for all of them must lose."""
     x = sums(orthonormal(64), 50_000, np.random.default_rng(1).integers(1, 16, 50_000), 0)[0]
     rows, how = (x[:40_000], x[40_000:45_000], x[45_000:]), {"steps": 500, "batch": BATCH}
+    how["how"] = SHORT_RUN
     parts, passed = [], True
     for name in ("mutual_choice", "feature_choice"):
         runs, _ = compared({name: made(name, 8, 64, 64)}, lambda seed: rows, **how)

@@ -7,6 +7,7 @@ shows nothing but that it runs.
 """
 
 import atexit
+import dataclasses
 import functools
 import pathlib
 import shutil
@@ -26,6 +27,7 @@ from record import main as main
 from saex.data import Stdlib, Store
 from saex.data.stream import cast
 from saex.evals import Constant, CrossEntropy, HeldOut, OfDictionary, Reconstruction, Rows
+from saex.evals.heldout import Contexts
 from saex.harvest import Harvest, harvest
 from saex.models import PocketLM
 from saex.sharding import MeshConfig, make_mesh
@@ -254,6 +256,17 @@ def held_out(heldout: Store, site: str = SITE, target: str | None = None) -> Hel
     """Rows, text and pocket-lm for ``saex.evals``; ``target``: what a transcoder predicts."""
     rows = Rows(heldout, site, skip_positions=(0,), target=target)
     return HeldOut(rows, *PocketLM().load())
+
+
+def parted(held: HeldOut, share: int = 5) -> tuple[HeldOut, HeldOut]:
+    """The same rows with the first of ``share`` parts of the text, to choose by, and the rest."""
+    text = held.text
+    assert text is not None
+    cut = len(text.tokens) // share
+    parts = (slice(cut), slice(cut, None))
+    seen = [None if text.seen is None else text.seen[part] for part in parts]
+    texts = [Contexts(text.tokens[p], text.lengths[p], s) for p, s in zip(parts, seen)]
+    return tuple(dataclasses.replace(held, contexts=one) for one in texts)
 
 
 def reconstructed(sae: Any, params: Any, held: HeldOut, rows: int = 32_768) -> dict[str, float]:
