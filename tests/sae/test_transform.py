@@ -5,7 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saex.sae import BatchTopK, Gated, JumpReLU, MatchingPursuit, ReLU, TopK, transform
+from saex.sae import (
+    BatchTopK,
+    Gated,
+    GroupMax,
+    Guided,
+    JumpReLU,
+    KronSAE,
+    MatchingPursuit,
+    Matryoshka,
+    TopK,
+    transform,
+)
+from saex.sae.matryoshka import first_latents
 from tests.sae import toy
 from tests.sae.small import small
 
@@ -62,6 +74,32 @@ def test_folding_norms_wants_a_threshold_for_each_latent():
     )
     with pytest.raises(ValueError, match="no W_enc"):
         transform.fold_decoder_norms(init(MatchingPursuit(D, N, K)))
+    with pytest.raises(ValueError, match="KronSAE"):
+        kron, _ = KronSAE(D, N, K).init(jax.random.key(0), {"x": jnp.asarray(sample())})
+        transform.fold_decoder_norms(kron)
+
+
+def test_folding_the_scale_keeps_what_training_and_choice_read():
+    x, g = sample(), np.random.default_rng(4).normal(size=(256, D)).astype(np.float32)
+    sae = small("gradient_topk", beta=3.0)
+    params, _ = jax.jit(sae.init)(jax.random.key(0), toy.columns(sae, sample(), 0))
+    folded = transform.fold_scale(params)
+    one, two = (sae.encode_by_effect(p, (x, g)).dense(N) for p in (params, folded))
+    np.testing.assert_allclose(two, one, atol=1e-5)
+    assert np.abs(sae.encode(params, x).dense(N) - one).max() > 0.1
+    sae = small("variational")
+    params = init(sae)
+    folded, c = transform.fold_scale(params), float(params["scale"])
+    one, two = (
+        (x * unit - np.asarray(p["b_dec"])) @ np.asarray(p["W_var"]).T
+        for unit, p in ((c, params), (1, folded))
+    )
+    np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+    params = init(small("group_bias"))
+    params["amplitude"] = params["amplitude"] * 1.5
+    folded = transform.fold_scale({**params, "W_dec": 1.5 * params["W_enc"]})
+    tied = folded["amplitude"][:, None] * folded["W_enc"]
+    np.testing.assert_allclose(folded["W_dec"], tied, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sae", [BatchTopK(D, N, K), Gated(D, N), JumpReLU(D, N)], ids=str)
@@ -108,8 +146,6 @@ def test_a_topk_without_threshold_is_refused():
     sae = TopK(D, N, K)
     with pytest.raises(ValueError, match="estimate_threshold"):
         transform.to_jump_relu(sae, init(sae))
-    with pytest.raises(ValueError, match="ReLU is no JumpReLU"):
-        transform.to_jump_relu(ReLU(D, N), init(ReLU(D, N)))
 
 
 @pytest.mark.parametrize("name", ["relu", "jump_relu", "gated", "batch_topk"])
@@ -144,6 +180,48 @@ def test_bad_latents_are_refused():
         transform.prune(sae, params, [0, 1])
     with pytest.raises(ValueError, match="two groups"):
         transform.merge(sae, params, [[0, 1], [1, 2]])
+
+
+def test_places_that_mean_something_are_kept():
+    sae = Guided(D, N, K, concepts=3)
+    params = init(sae)
+    smaller, _ = transform.prune(sae, params, [0, 1, 2, 9, 7, 8])
+    assert smaller.concepts == 3
+    for keep in ([1, 2, 3, 4, 5], [1, 0, 2, 3, 4]):
+        with pytest.raises(ValueError, match=r"Guided.*0\.\.2"):
+            transform.prune(sae, params, keep)
+    sae = GroupMax(D, N, K)  # of 16 latents each
+    params = init(sae)
+    f, _ = through(sae, params, sample())
+    keep = np.sort(
+        np.argsort((f > 0).sum(0).reshape(K, 16), axis=1)[:, 4:] + [[0], [16], [32], [48]]
+    )
+    smaller, made = transform.prune(sae, params, keep.reshape(-1))
+    g, _ = through(smaller, made, sample())
+    alone = (f > 0).sum(1) == (f[:, keep.reshape(-1)] > 0).sum(1)  # rows that lost nothing
+    assert alone.any()
+    np.testing.assert_allclose(g[alone], f[alone][:, keep.reshape(-1)], atol=1e-5)
+    for keep in (np.arange(N) > 0, np.arange(N) >= 16, np.arange(N)[::-1]):
+        with pytest.raises(ValueError, match=r"GroupMax.*4 groups of 16"):
+            transform.prune(sae, params, keep)
+
+
+def test_prefixes_keep_what_is_left_of_them():
+    sae = Matryoshka(D, N, K, fractions=(0.25, 0.25, 0.5))
+    params, keep = init(sae), np.r_[0:5, 20:32, 33:64]
+    smaller, made = transform.prune(sae, params, keep)
+    assert smaller.prefixes == (5, 17, 48)
+    f, g = (through(s, p, sample())[0] for s, p in ((sae, params), (smaller, made)))
+    np.testing.assert_allclose(g, f[:, keep], atol=1e-5)
+    (_, y), (_, z) = (
+        through(*first_latents(*one), sample()) for one in ((smaller, made, 5), (sae, params, 5))
+    )
+    np.testing.assert_allclose(y, z, atol=1e-5)
+    for keep in (np.arange(16, N), np.arange(N)[::-1]):
+        with pytest.raises(ValueError, match=r"Matryoshka.*\(16, 32, 64\)"):
+            transform.prune(sae, params, keep)
+    drawn = Matryoshka(D, N, K, sampled=3)
+    assert transform.prune(drawn, params, np.arange(8, N))[0].n == 56
 
 
 @pytest.mark.parametrize("name", ["relu", "jump_relu", "gated"])
