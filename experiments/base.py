@@ -58,7 +58,7 @@ SAES = {
         "capacity": None,  # candidates a row in training; 0: dense; None: 256 or dense
         "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
         "normalize": "unit_mean_square",  # as above
-        "b_dec_init": "zeros",  # as above
+        "b_dec_init": "geometric_median",  # as above
         "matmul_dtype": "float32",  # as above
     },
     "gated": {  # which latents are on apart from how large they are
@@ -144,7 +144,7 @@ SAES = {
         "k_aux": None,  # as topk's
         "dead_after_tokens": 10_000_000,  # as topk's
         "normalize": "unit_mean_square",  # as topk's
-        "b_dec_init": "zeros",  # or as topk's
+        "b_dec_init": "mean",  # or as topk's
         "matmul_dtype": "float32",  # as topk's
     },
     "msae": {  # several k at once
@@ -225,7 +225,7 @@ SAES = {
         "d_in": 256,  # width of the site's activations; no default
         "n": 4096,  # latents; no default
         "groups": 10,  # of latents, each with a target of its own
-        "most": 0.5,  # the first group's target: the share of rows in which a latent may fire
+        "most": 0.1,  # the first group's target: the share of rows in which a latent may fire
         "least": 1e-3,  # the last group's; those between fall geometrically
         "every": 50,  # steps between adaptations of the biases
         "rate_down": 0.01,  # how far a bias falls, of the latent's largest pre-activation

@@ -24,7 +24,8 @@ class BatchCrosscoder:
 
     Loss: s * MSE + aux_coefficient * AuxK, as in ``BatchTopK``, over all sites at once, dead
     latents ranked by p N. The authors take the plain norm of the error, not its square. Decoder
-    norms are free; the encoder starts as the decoder's copy, scaled so that ||x_hat|| is ||x||.
+    norms are free; the encoder starts as the decoder's copy, scaled so that ||x_hat|| is ||x||, and
+    b_enc at -W_enc b_dec, so that latents see centred rows at first (the authors: at 0).
 
     Fields:
       d_in: width of all sites together. n: latents. widths: width of each site; (): one site.
@@ -105,7 +106,8 @@ class BatchCrosscoder:
             "scale": scale,
         }
         params = affine.match_norms(probe_key, params, self.k)
-        p = x[:512] @ params["W_enc"].T
+        params["b_enc"] = -(params["W_enc"] @ params["b_dec"])
+        p = x[:512] @ params["W_enc"].T + params["b_enc"][None]
         cut = selection.batch_cut(p * N[None], self.k * p.shape[0])
         params["threshold"] = cut / N
         stats = {

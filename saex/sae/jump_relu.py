@@ -21,7 +21,8 @@ class JumpReLU:
     x_hat = f W_dec + b_dec. Loss: mean over rows of sum_d (x - x_hat)^2 + l0 * ||f||_0; l0 grows
     linearly from 0 over ``l0_warmup_steps``. theta = exp(log_threshold) is trained through a
     rectangle of width ``bandwidth`` around it (straight-through estimators); the count trains
-    nothing but theta. Unit decoder rows, tied initialisation, as in Gemma Scope.
+    nothing but theta. Unit decoder rows, tied initialisation, as in Gemma Scope, which trains with
+    Adam's b1 = 0 (``optim.b1``).
 
     Thresholds move only where pre-activations fall into the rectangle: with fewer than about 1e9
     rows the paper's bandwidth and threshold (both 0.001) are too small to lower L0; 0.03 and 0.03
@@ -36,6 +37,8 @@ class JumpReLU:
       bandwidth: width of the rectangle. threshold: theta at initialisation.
       capacity: candidates a row; 0: always densely; None: 256, or densely where that is the faster
         way (``selection.candidates``).
+      b_dec_init: where b_dec starts (the source: "zeros", with which more latents die early: 18%
+        against 14% after 300 steps on a small language model's rows, at 2% more FVU).
       others: as in ``TopK``.
     """
 
@@ -49,7 +52,7 @@ class JumpReLU:
     capacity: int | None = None
     dead_after_tokens: int = 10_000_000
     normalize: affine.Normalize = "unit_mean_square"
-    b_dec_init: affine.BiasInit = "zeros"
+    b_dec_init: affine.BiasInit = "geometric_median"
     matmul_dtype: Literal["float32", "bfloat16"] = "float32"
 
     codes: ClassVar[type] = DenseCodes

@@ -59,6 +59,25 @@ def test_the_loss_is_half_the_squares_and_decodes_by_the_encoder(relu):
     np.testing.assert_allclose(out.metrics["l0"], (f > 0).sum(1).mean(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("relu", [False, True])
+def test_b_dec_learns_as_the_decoders_bias_alone(relu):
+    """The mean residual, with its sign turned; through the encoder it would move every latent."""
+    sae, (params, stats), x = dataclasses.replace(SAE, relu=relu), made(), sample()
+    y = np.asarray(loss_of(sae, params, stats, x, 0)[1].reconstruction)
+    left = x * np.asarray(params["scale"]) - y
+    found = toy.grads_of(loss_of, sae, params, stats, x, 0)["b_dec"]
+    np.testing.assert_allclose(found, -left.mean(0), atol=1e-5)
+
+
+def test_amplitudes_stay_at_least_0():
+    """Half the latents fire at the start, three times what a row needs: long steps go below 0."""
+    rows, mesh = (lambda i: sample(64, i)), make_mesh(MeshConfig())
+    params, _ = toy.fit(SAE, rows, Optim(lr=0.3, warmup=0.0, decay=0.0), mesh, 6)
+    assert params["amplitude"].min() == 0 and params["amplitude"].max() > 0
+    tied = params["amplitude"][:, None] * params["W_enc"]
+    np.testing.assert_allclose(params["W_dec"], tied, atol=1e-6)
+
+
 def test_biases_are_adapted_as_published():
     """After every second batch, by counts and peaks of both, each with the bias of its time."""
     params, stats = made()
