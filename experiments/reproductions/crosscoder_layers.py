@@ -40,7 +40,7 @@ STUDY = Study(
     source="Lindsey et al. 2024 (sparse crosscoders), arXiv 2504.02922 (Minder, Dumas et al.)",
     paper="most exclusive latents under L1 are artefacts; BatchTopK has fewer, and genuine ones "
     "(chat-only: about 134 against 3,176, a figure not checked)",
-    own_text=True,
+    own_text=False,
     baseline="the L1 crosscoder of the same width and rows; each form with four penalties or k at "
     "two learning rates, of which the best by F1 of exclusives for seed 0 gets two more seeds",
     says_no_if="a BatchTopK seed has an F1 of exclusive features below 0.9, or not every BatchTopK "

@@ -34,7 +34,7 @@ STUDY = Study(
     "with lower FVU than one without.",
     source="arXiv 2501.18823 (Paulo, Shabalin, Belrose 2025)",
     paper="a Pareto gain in FVU over k (figures)",
-    own_text=True,
+    own_text=False,
     baseline="TopK transcoder without the path, wider by as many latents as the path has "
     "parameters for; both with the better of two learning rates (FVU of seed 0), same "
     "rows and steps; a TopK SAE of the output beside them",

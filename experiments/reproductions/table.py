@@ -15,10 +15,11 @@ HEAD = """# Does each method do what its paper says?
 One row a study: the claim in a sentence, the paper's figure, ours, and the verdict. "Our reading"
 stands where the method was built without the paper's own text at hand. A study says beforehand when
 it would say no, names its baseline and how that was tuned, and runs at least three seeds; an effect
-counts if it is larger than the spread of the seeds. They are small, minutes on 2 CPU cores: with
-pocket-lm's activations, or data whose features are known. With `pip install -e '.[studies]'`,
-`python experiments/reproductions/NAME.py` runs one; `figures.py` and `table.py` beside it draw what
-the records hold and write this page.
+counts if it is larger than the spread of the seeds. A "no" counts only where the method passed a
+positive control, data on which it must win; else the study is "not settled". They are small,
+minutes on 2 CPU cores: with pocket-lm's activations, or data whose features are known. With
+`pip install -e '.[studies]'`, `python experiments/reproductions/NAME.py` runs one; `figures.py` and
+`table.py` beside it draw what the records hold and write this page.
 """
 
 
@@ -67,13 +68,42 @@ def section(record: dict[str, Any]) -> str:
         f"{record['source']}. Methods: {', '.join(f'`{m}`' for m in record['methods'])}. "
         f"{record['why']}",
         f"- Baseline: {record['baseline']}.\n- It would have said no: {record['says_no_if']}."
-        + (f"\n- Positive control: {record['control']}" if record["control"] else ""),
-        f"`{record['command']}`; {seeds} seeds, {time(record)}; "
-        f"{record['machine']}, JAX {record['jax']}, {record['date']}.",
+        + control(record)
+        + rates(record),
+        f"`{record['command']}`; {seeds} seeds, {time(record)}; {record['machine']}, "
+        f"JAX {record['jax']}, {record['date']}{commit(record)}.",
     ]
     if (HERE / "results" / f"{name}.svg").exists():
         parts.append(f"![{name}](../experiments/reproductions/results/{name}.svg)")
     return "\n\n".join(parts) + "\n"
+
+
+def control(record: dict[str, Any]) -> str:
+    """What the method did where it must win; nothing where that was not asked."""
+    if not record["control"]:
+        return ""
+    passed = {True: " (passed)", False: " (not passed)", None: ""}[record.get("control_passed")]
+    return f"\n- Positive control{passed}: {record['control'].rstrip('.')}."
+
+
+def rates(record: dict[str, Any]) -> str:
+    """Learning rates, where the record says how they were found."""
+    grids = [grid for grid in record.get("rates", []) if grid.get("chosen", True)]
+    if not grids:
+        return ""
+    edge = sorted({grid["of"] for grid in grids if grid["edge"]})
+    found = "; ".join(
+        dict.fromkeys(f"{grid['of']} {grid['lr']:g} of {tried(grid)}" for grid in grids)
+    )
+    return f"\n- Rates: {found}. On an edge: {', '.join(edge) or 'none'}."
+
+
+def tried(grid: dict[str, Any]) -> str:
+    return ", ".join(f"{lr:g}" for lr in sorted(map(float, grid["tried"])))
+
+
+def commit(record: dict[str, Any]) -> str:
+    return f", commit {record['commit']}" if "commit" in record else ""
 
 
 def time(record: dict[str, Any]) -> str:

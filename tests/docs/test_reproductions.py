@@ -1,7 +1,7 @@
 """Studies of methods against their papers: what they say beforehand, and the page."""
 
 import ast
-import importlib.util
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -13,11 +13,21 @@ from saex.sae import SAES
 HERE = pathlib.Path(__file__).parents[2] / "experiments" / "reproductions"
 
 
+def module(name):
+    """One of the files beside the studies, which import each other by name."""
+    sys.path.insert(0, str(HERE))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(HERE))
+
+
 def table():
-    spec = importlib.util.spec_from_file_location("table", HERE / "table.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module("table")
+
+
+def record_py():
+    return module("record")
 
 
 STUDIES = table().studies()
@@ -48,8 +58,47 @@ def test_a_record_says_what_its_study_says(name):
             continue  # made of other names
         assert record[field.arg] == (list(value) if isinstance(value, tuple) else value), field.arg
     assert len({run["seed"] for run in record["runs"]}) >= 3
-    assert record["holds"] or record["control"], "a no first passes a positive control"
+    if record["holds"] is False:
+        by_itself = name == "group_bias"  # it asks for its control and judges it
+        passed = record.get("control_passed", by_itself)
+        assert record["control"] and passed is True, "a no passes a control first"
     assert ("our reading" in record["verdict"]) != record["own_text"]
+
+
+@pytest.mark.parametrize("name", sorted(RECORDS))
+def test_learning_rates_are_of_three_or_more_and_say_if_they_lie_on_an_edge(name):
+    for grid in RECORDS[name].get("rates", []):
+        rates = [float(lr) for lr in grid["tried"]]
+        assert len(rates) >= 3 and grid["lr"] in rates
+        assert grid["edge"] == (grid["lr"] in (min(rates), max(rates)))
+
+
+def test_a_no_counts_only_after_a_passed_control():
+    study = record_py().Study("", (), "", "", "", True, "", "")
+
+    def verdict(holds, control):
+        found = record_py().Found(holds, "", "", [], control)
+        settled = record_py().settled(study, found)
+        assert settled["verdict"] == record_py().verdict(study, settled["holds"])
+        return settled["holds"], settled["control_passed"]
+
+    assert verdict(False, (True, "won")) == (False, True)
+    assert verdict(False, (False, "lost")) == (None, False)
+    assert verdict(False, lambda: (False, "lost")) == (None, False)
+    assert verdict(False, "") == (None, False)
+    assert verdict(None, (True, "won")) == (None, True)
+    assert verdict(True, lambda: pytest.fail("a yes needs no control")) == (True, None)
+
+
+def test_a_rate_on_the_edge_has_its_neighbour_tried():
+    best_rate = module("rates").best_rate
+    found = best_rate("m", lambda lr: abs(lr - 0.02), (0.001, 0.003, 0.01))
+    assert sorted(found["tried"])[:3] == [0.001, 0.003, 0.01] and len(found["tried"]) == 4
+    assert found["lr"] == 0.01 and not found["edge"]
+    found = best_rate("m", lambda lr: -lr, (0.001, 0.003, 0.01))
+    assert found["edge"] and len(found["tried"]) == 4
+    found = best_rate("m", lambda lr: float("nan") if lr > 0.002 else lr, (0.001, 0.003, 0.01))
+    assert found["lr"] < 0.001 and found["edge"]
 
 
 @pytest.mark.slow
