@@ -29,8 +29,9 @@ def best_rate(
         lr, grid = min(tried, key=tried.__getitem__), sorted(tried)
         if lr not in (grid[0], grid[-1]):
             break
-        factor = grid[1] / grid[0] if lr == grid[0] else grid[-2] / grid[-1]
-        tried[lr / factor] = finite(score, lr / factor)
+        beyond = lr * lr / (grid[1] if lr == grid[0] else grid[-2])
+        beyond = float(f"{beyond:.2g}")
+        tried[beyond] = finite(score, beyond)
     lr = min(tried, key=tried.__getitem__)
     return {"of": name, "lr": lr, "edge": lr in (min(tried), max(tried)), "tried": tried}
 
