@@ -7,7 +7,7 @@ Data: input and output of block 1's MLP in pocket-lm, on the standard library.
 
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,36 +44,56 @@ STUDY = Study(
     paper="match or beat SAEs in cross-entropy over L0 (figures)",
     own_text=False,
     baseline="SAE with ReLU and L1 on the MLP's output, same width (twice the MLP's), rows and "
-    f"steps; both with three penalties around L0 16 and 32, {TUNED.format('nats')} (text apart) "
-    "at L0 24, between the outer penalties",
+    f"steps; both {TUNED.format('nats')} (text apart) at L0 24, between two penalties, and then "
+    "with two penalties about L0 12 and 42",
     says_no_if="at L0 16 or 32, between the penalties, every seed of the SAE raises cross-entropy "
     "by less than every seed of the transcoder",
 )
 IN, OUT = "blocks.1.mlp_in", "blocks.1.mlp_out"
 LEVELS, MIDDLE = (16, 32), 24
-PENALTIES = {"sae": (0.04, 0.1, 0.25), "transcoder": (0.02, 0.06, 0.18)}
-N, BATCH = 2048, 512
+START = {"sae": 0.06, "transcoder": 0.03}
+N, BATCH, STEPS = 2048, 512, 300
 
 
 def run(small: bool) -> Found:
-    """Find both rates at the outer penalties, then read both at equal L0."""
+    """Find both rates at the middle L0, then read both at equal L0."""
     compile_once()
-    steps, rows, contexts = (10, 20_000, 4) if small else (400, 200_000, 32)
+    steps, rows, contexts = (10, 20_000, 4) if small else (STEPS, 200_000, 32)
     train, test = pocket((IN, OUT), rows, rows // 4)
     columns, runs, grids = read(train, x=IN, y=OUT), [], []
-    for name in PENALTIES:
+    for name in START:
         texts = parted(held_out(test, OUT) if name == "sae" else held_out(test, IN, OUT))
         x = {"x": columns["y"]} if name == "sae" else columns
+        if small:
+            runs.append(one(name, START[name], 3e-3, 1, x, texts[1], steps, contexts))
+            continue
+        near: dict[float, list[dict[str, Any]]] = {}
 
-        def nats(lr: float, name=name, x=x, held=texts[0]) -> float:
-            ends = PENALTIES[name][::2]
-            return at([one(name, l1, lr, 0, x, held, steps, contexts // 2) for l1 in ends], MIDDLE)
+        def nats(lr: float, name=name, x=x, held=texts[0], near=near) -> float:
+            near[lr] = around(lambda at: one(name, at, lr, 0, x, held, steps, 16), START[name])
+            return at(near[lr], MIDDLE)
 
-        grids.append({"of": name, "lr": 3e-3} if small else best_rate(name, nats))
-        for l1, seed in itertools.product(PENALTIES[name], SEEDS[:1] if small else SEEDS):
-            lr = grids[-1]["lr"]
+        grids.append(best_rate(name, nats))
+        lr = grids[-1]["lr"]
+        ends = [penalty(near[lr], l0) for l0 in (1.3 * max(LEVELS), min(LEVELS) / 1.3)]
+        for l1, seed in itertools.product(ends, SEEDS):
             runs.append(one(name, l1, lr, seed, x, texts[1], steps, contexts))
     return Found(True, "", "", runs) if small else judge(runs, grids)
+
+
+def around(run_at: Callable[[float], dict[str, Any]], l1: float) -> list[dict[str, Any]]:
+    """Runs whose L0 lie on both sides of the middle one."""
+    runs = [run_at(l1)]
+    factor = 3.0 if runs[0]["l0"] > MIDDLE else 1 / 3
+    while len({run["l0"] > MIDDLE for run in runs}) == 1:
+        runs.append(run_at(runs[-1]["l1"] * factor))
+    return runs[-2:]
+
+
+def penalty(runs: Sequence[Mapping[str, Any]], l0: float) -> float:
+    """The penalty for an L0, by the line through two runs in logarithms."""
+    (x0, y0), (x1, y1) = ((np.log(run["l1"]), np.log(run["l0"])) for run in runs)
+    return float(f"{np.exp(x0 + (np.log(l0) - y0) * (x1 - x0) / (y1 - y0)):.3g}")
 
 
 def one(
@@ -85,7 +105,7 @@ def one(
     nats = in_place({"": (sae, params)}, held, contexts)
     costs = {"ce_increase": nats[""], "ce_mean_ablated": nats["mean"]}
     settings = {"method": name, "l1": l1, "lr": lr, "seed": seed}
-    return settings | reconstructed(sae, params, held) | costs
+    return settings | reconstructed(sae, params, held, 16_384) | costs
 
 
 def dictionary(name: str, l1: float, steps: int) -> Any:
@@ -116,7 +136,7 @@ def control(d: int = 64, d_out: int = 16, features: int = 128) -> tuple[bool, st
             how=SHORT_RUN,
             score=lambda sae, params, part: scores(sae, params, part["x"], part["y"]),
         )[0]
-    fvu, l0 = ({n: of(runs, s, method=n) for n in PENALTIES} for s in ("fvu", "l0"))
+    fvu, l0 = ({n: of(runs, s, method=n) for n in START} for s in ("fvu", "l0"))
     text = ", ".join(
         f"{n} FVU {told(fvu[n], '.3f')} at L0 {statistics.mean(l0[n]):.1f}" for n in fvu
     )
@@ -134,8 +154,7 @@ def judge(runs: list[dict[str, Any]], grids: list) -> Found:
     lost, better, lines = [], [], []
     for l0 in LEVELS:
         sae, coder = (
-            {score: read_off(name, l0, score) for score in ("ce_increase", "fvu")}
-            for name in PENALTIES
+            {score: read_off(name, l0, score) for score in ("ce_increase", "fvu")} for name in START
         )
         lost.append(beyond(sae["ce_increase"], coder["ce_increase"]))
         better.append(beyond(coder["ce_increase"], sae["ce_increase"]))
