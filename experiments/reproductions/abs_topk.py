@@ -35,11 +35,10 @@ MAKE = exactly(64, 3, signed=True)
 
 def sides(d: int, n: int, k: int) -> dict[str, Any]:
     """The method, its baseline, and the baseline of twice the width."""
-    how = {"d_in": d, "k": k, "aux_coefficient": 0.0}
     return {
-        "abs_topk": AbsTopK(n=n, **how),
-        "topk": TopK(n=n, **how),
-        "topk 2n": TopK(n=2 * n, **how),
+        "abs_topk": AbsTopK(d, n, k=k),
+        "topk": TopK(d, n, k=k, aux_coefficient=0.0),
+        "topk 2n": TopK(d, 2 * n, k=k, aux_coefficient=0.0),
     }
 
 
