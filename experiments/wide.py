@@ -2,11 +2,12 @@
 
     saex info --config=experiments/wide.py --hardware=v5p
     saex train --config=experiments/wide.py --dry_run --hardware=v5p
-    saex train --config=experiments/wide.py --workdir=gs://... --config.store=DIR
+    saex train --config=experiments/wide.py --workdir=runs/wide --config.store=gs://...
 
 Hardware: TPU v5p, topology 2x2x1, never run there. The step was compiled for that slice: of a
 chip's 103 GB it holds 26 of weights and optimiser, and 40 in all; tests/aot/test_memory.py asks the
-compiler again. Time: a floor of 67 ms a step by ``saex info``, no claim about what it takes.
+compiler again. Initial weights are made in parts, each chip its own: about 37 GB meanwhile. Time: a
+floor of 63 ms a step by ``saex info``, no claim about what it takes.
 
 Latents are split four ways and rows not at all: the sum of gradients over rows would be 34 GB a
 step, the sum of reconstructions over latents is 0.1 GB. ``store`` needs activations harvested

@@ -1,10 +1,15 @@
 """Predicted bytes of a training step against the compiled program's own account of them."""
 
+import importlib
+
+import jax
 import pytest
 
 from saex import cost
 from saex.sae import BatchTopK, JumpReLU, Matryoshka, ReLU, TopK
-from saex.sharding import MeshConfig
+from saex.sharding import MeshConfig, make_mesh
+from saex.train import state
+from saex.train.optim import Optim
 from tests import compiled
 
 CASES = {  # a dictionary, rows, a mesh: each is at its largest in another moment of the step
@@ -96,3 +101,25 @@ def test_a_dry_run_may_be_for_a_tpu_that_is_not_here(capsys):
     assert "choose from" in capsys.readouterr().err
     with pytest.raises(SystemExit):  # it would be read by nothing
         cli.main([*argv[:2], "--workdir=nowhere", "--hardware=v5e"])
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_what_is_held_while_the_state_is_made(parts, monkeypatch):
+    """The compiled initialisation's own account, made whole on each device or in parts."""
+    memory = importlib.import_module("saex.cost.memory")  # saex.cost.memory is a function
+    assert memory.WHOLE == state.WHOLE
+    if parts:
+        monkeypatch.setattr(memory, "WHOLE", 0)
+        monkeypatch.setattr(state, "WHOLE", 0)
+    sae, config = TopK(1024, 16384, 32), MeshConfig(1, 8)
+    mesh = make_mesh(config)
+    with jax.set_mesh(mesh):
+        alone = jax.NamedSharding(mesh, jax.P())
+        key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=alone)
+        x = jax.ShapeDtypeStruct((64, 1024), "float32", sharding=alone)
+        init = state.initial(sae, Optim().transformation(), mesh, config.strategy)
+        program = jax.jit(init).lower(key, {"x": x}).compile()
+    predicted = cost.memory(sae, 4096, config).start
+    assert predicted == pytest.approx(compiled.bytes_of(program), rel=0.25)
+    whole = 4 * 1024 * 16384
+    assert (predicted > 4 * whole) != parts

@@ -7,6 +7,7 @@ the counts stand in the tables below, for CPUs and TPUs. There is none for GPUs.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ class Held:
         fsdp: gathered weights).
       fewer: the same where selection is one call: XLA then makes less of it ahead.
       update: [n, d] while the optimiser runs.
-      scores: [rows, n] while latents are selected; one more where that is one call. rows: [b, d] before and after the decoder.
+      scores: [rows, n] while latents are selected; one more where that is one call.
+      rows: [b, d] before and after the decoder.
       member: (matrices, rows) that every further member of a stack keeps through the others' parts;
         of one with dense codes all that it has.
     """
@@ -103,6 +105,11 @@ TPU = HeldByTPU(gradients=2, weights=1, gathered=2, update=3, rows=2.5, half=0.5
 VMEM = {"v5e": 128 << 20, "v5p": 64 << 20, "v6e": 128 << 20}
 
 
+# As in train/state.py: larger arrays are made in parts, each device its own.
+WHOLE = 2**30
+PROBES = 256  # rows that many methods scale their encoder by
+
+
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """Bytes on one device.
@@ -112,6 +119,7 @@ class Memory:
         in place.
       moments: what is held beside them, by the moment in the step. They do not add up.
       kernels: whose they are: "cpu" or a TPU's name.
+      start: while the state is made, in all; about.
     """
 
     parameters: int
@@ -120,6 +128,7 @@ class Memory:
     batch: int
     moments: dict[str, int]
     kernels: str = "cpu"
+    start: int = 0
 
     @property
     def temporary(self) -> int:
@@ -139,6 +148,7 @@ class Memory:
         most = f"a device holds  {self.total / 1e6:,.1f} MB at most"
         lines = [f"{most}, during a step with the kernels for {self.kernels}"]
         lines += [f"  {name:20}{held / 1e6:12,.1f} MB" for name, held in parts.items()]
+        lines.append(f"and about {self.start / 1e6:,.1f} MB before, while the state is made")
         return "\n".join(lines)
 
 
@@ -171,14 +181,30 @@ def of_step(
         held = _on_tpu(sae, rows, mesh, slots, VMEM[hardware], moments)
     else:
         held = _stacked(sae, rows, mesh, slots)
+    parameters = slots * bytes_per_device(specs["params"], mesh)
+    optimiser = slots * (2 * bytes_per_device(trainable, mesh) * _itemsize(moments) // 4 + 4)
+    statistics = slots * bytes_per_device(specs["stats"], mesh)
     return Memory(
-        parameters=slots * bytes_per_device(specs["params"], mesh),
-        optimiser=slots * (2 * bytes_per_device(trainable, mesh) * _itemsize(moments) // 4 + 4),
-        statistics=slots * bytes_per_device(specs["stats"], mesh),
+        parameters=parameters,
+        optimiser=optimiser,
+        statistics=statistics,
         batch=rows * width * _itemsize(dtype),
         moments=held,
         kernels=hardware if on_tpu else "cpu",
+        start=parameters + optimiser + statistics + _start(sae, mesh),
     )
+
+
+def _start(sae: Any, mesh: MeshConfig) -> int:
+    """What is held beside the states while the last one is made, a state at a time."""
+    sizes = {name: 4 * math.prod(s.shape) for name, s in sae.specs()["params"].items()}
+    largest, devices = max(sizes.values()), mesh.data * mesh.model
+    probes = PROBES * (4 * sae.n + 4 * getattr(sae, "k", 0) * sae.d_out)
+    if devices == 1:
+        return 2 * largest + probes
+    if largest <= WHOLE:
+        return 4 * largest + probes  # of which the layout in parts is a copy
+    return 2 * largest // devices + 2 * probes
 
 
 def _on_tpu(

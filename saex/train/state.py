@@ -1,6 +1,8 @@
 """All that a step reads and writes."""
 
 import contextlib
+import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -8,8 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from saex.sae.base import split
-from saex.sharding import abstract, shardings
+from saex.sharding import abstract, shardings, spec
 from saex.typing import Batch, Leaf
+
+# Bytes of the largest array up to which every device makes all of the initial weights for itself,
+# four times that array meanwhile, so that they are the same bit for bit on every mesh.
+WHOLE = 2**30
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -26,8 +32,8 @@ class TrainState(flax.struct.PyTreeNode):
 def init_state(sae: Any, tx: Any, key: jax.Array, sample: Batch, mesh: Any, strategy: str) -> Any:
     """A fresh state, laid out on the mesh, with the same numbers on every mesh.
 
-    Each device computes the initial weights whole before it keeps its part, so a device must hold
-    a few times the size of W_enc while this runs.
+    Where the largest array has more than ``WHOLE`` bytes each device makes its own part: what is
+    drawn is the same on every mesh, sums over it (norms, a threshold) are so to rounding.
 
     Args:
       sae: the dictionary.
@@ -37,20 +43,45 @@ def init_state(sae: Any, tx: Any, key: jax.Array, sample: Batch, mesh: Any, stra
       mesh: explicit mesh in context.
       strategy: storage layout, a key of ``sharding.STORE``.
     """
+    return jax.jit(initial(sae, tx, mesh, strategy))(key, sample)
+
+
+def initial(sae: Any, tx: Any, mesh: Any, strategy: str) -> Callable[[jax.Array, Batch], Any]:
+    """The function (key, sample) -> state that ``init_state`` compiles."""
     specs = sae.specs()
     where = shardings(specs, mesh, strategy)
+    make = sae.init
+    if mesh.size > 1 and _largest(specs) > WHOLE:
+        # Inside, the compiler splits what is drawn and computed as its results will lie. Latents
+        # over all devices, whole rows on each: else norms would be sums over devices.
+        split_up = tuple(_rows_apart(specs[part], mesh) for part in ("params", "stats"))
+        make = jax.sharding.auto_axes(make, axes=tuple(mesh.axis_names), out_sharding=split_up)
 
-    @jax.jit
     def init(key, sample):
-        # Drawn and computed on replicated values, then laid out: the same numbers on every mesh.
-        params, stats = sae.init(key, sample)
+        params, stats = make(key, sample)
         lay = lambda tree, to: {k: jax.reshard(v, to[k].spec) for k, v in tree.items()}  # noqa: E731
         params, stats = lay(params, where["params"]), lay(stats, where["stats"])
         trainable, _ = split(params, specs["params"])
         opt_state = tx.init(trainable)
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state, stats)
 
-    return init(key, sample)
+    return init
+
+
+def _largest(specs: Any) -> int:
+    """Bytes of the largest array of params."""
+    return max(math.prod(s.shape) * jnp.dtype(s.dtype).itemsize for s in specs["params"].values())
+
+
+def _rows_apart(specs: Any, mesh: Any) -> Any:
+    """PartitionSpecs with latents split over all devices; where they do not divide, as they lie."""
+    axes: Any = tuple(mesh.axis_names)
+
+    def lay(s):
+        divides = all(n % mesh.size == 0 for n, a in zip(s.shape, s.axes) if a == "n")
+        return jax.P(*(axes if a == "n" else None for a in s.axes)) if divides else spec(s.axes)
+
+    return {name: lay(s) for name, s in specs.items()}
 
 
 def abstract_state(sae: Any, tx: Any, mesh: Any = None, strategy: str = "tp") -> Any:
