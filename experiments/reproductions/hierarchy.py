@@ -105,7 +105,7 @@ def compared(saes: Mapping[str, Any], steps: int, small: bool, make: Make = MAKE
             )
             for way in WAYS
         }
-        way = min(tries, key=lambda way: min(tries[way]["tried"].values()))
+        way = min(tries, key=lambda way: tries[way]["tried"][tries[way]["lr"]])
         grids += [{**grid, "way": at, "chosen": at == way} for at, grid in tries.items()]
         seeds = SEEDS[:1] if small else SEEDS
         done = [one(name, sae, way, tries[way]["lr"], s, steps, make) for s in seeds]

@@ -32,14 +32,15 @@ def best_rate(
         beyond = lr * lr / (grid[1] if lr == grid[0] else grid[-2])
         beyond = float(f"{beyond:.2g}")
         tried[beyond] = finite(score, beyond)
-    lr = min(tried, key=tried.__getitem__)
-    return {"of": name, "lr": lr, "edge": lr in (min(tried), max(tried)), "tried": tried}
+    lr, edge = min(tried, key=tried.__getitem__), (min(tried), max(tried))
+    said = {lr: score if math.isfinite(score) else None for lr, score in tried.items()}
+    return {"of": name, "lr": lr, "edge": lr in edge, "tried": said}
 
 
 def finite(score: Callable[[float], float], lr: float) -> float:
     try:
         found = score(lr)
-    except RuntimeError:  # ``trained``: not finite
+    except (RuntimeError, ValueError):  # ``trained``: not finite; ``at_l0``: not within reach
         return math.inf
     return found if math.isfinite(found) else math.inf
 
@@ -84,8 +85,18 @@ def compared(
     return runs, grids
 
 
-def told_rates(grids: Sequence[Mapping[str, Any]]) -> str:
-    """Each winner, and which are on the edge of what was tried."""
-    edges = [grid["of"] for grid in grids if grid["edge"]]
-    found = ", ".join(dict.fromkeys(f"{grid['of']} {grid['lr']:g}" for grid in grids))
-    return found + f"; on the edge of the grid: {', '.join(dict.fromkeys(edges)) or 'none'}"
+def around(
+    run_at: Callable[[float], dict[str, Any]], penalty: float, l0: float
+) -> list[dict[str, Any]]:
+    """Two runs, by their penalties a factor of three apart, with L0 on both sides of this one."""
+    runs = [run_at(penalty)]
+    factor = 3.0 if runs[0]["l0"] > l0 else 1 / 3
+    while len({run["l0"] > l0 for run in runs}) == 1 and len(runs) < 8:
+        runs.append(run_at(runs[-1]["penalty"] * factor))
+    return runs[-2:]
+
+
+def penalty_at(runs: Sequence[Mapping[str, Any]], l0: float) -> float:
+    """The penalty for an L0, by the line through two runs in logarithms."""
+    (x0, y0), (x1, y1) = ((math.log(run["penalty"]), math.log(run["l0"])) for run in runs)
+    return float(f"{math.exp(x0 + (math.log(l0) - y0) * (x1 - x0) / (y1 - y0)):.3g}")

@@ -7,11 +7,11 @@ Data: input and output of block 1's MLP in pocket-lm, on the standard library.
 
 import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rates import SEEDS, SHORT_RUN, TUNED, best_rate, compared
+from rates import SEEDS, SHORT_RUN, TUNED, around, best_rate, compared, penalty_at
 from study import (
     Found,
     Study,
@@ -70,30 +70,17 @@ def run(small: bool) -> Found:
         near: dict[float, list[dict[str, Any]]] = {}
 
         def nats(lr: float, name=name, x=x, held=texts[0], near=near) -> float:
-            near[lr] = around(lambda at: one(name, at, lr, 0, x, held, steps, 16), START[name])
+            near[lr] = around(
+                lambda at: one(name, at, lr, 0, x, held, steps, 16), START[name], MIDDLE
+            )
             return at(near[lr], MIDDLE)
 
         grids.append(best_rate(name, nats))
         lr = grids[-1]["lr"]
-        ends = [penalty(near[lr], l0) for l0 in (1.3 * max(LEVELS), min(LEVELS) / 1.3)]
+        ends = [penalty_at(near[lr], l0) for l0 in (1.3 * max(LEVELS), min(LEVELS) / 1.3)]
         for l1, seed in itertools.product(ends, SEEDS):
             runs.append(one(name, l1, lr, seed, x, texts[1], steps, contexts))
     return Found(True, "", "", runs) if small else judge(runs, grids)
-
-
-def around(run_at: Callable[[float], dict[str, Any]], l1: float) -> list[dict[str, Any]]:
-    """Runs whose L0 lie on both sides of the middle one."""
-    runs = [run_at(l1)]
-    factor = 3.0 if runs[0]["l0"] > MIDDLE else 1 / 3
-    while len({run["l0"] > MIDDLE for run in runs}) == 1:
-        runs.append(run_at(runs[-1]["l1"] * factor))
-    return runs[-2:]
-
-
-def penalty(runs: Sequence[Mapping[str, Any]], l0: float) -> float:
-    """The penalty for an L0, by the line through two runs in logarithms."""
-    (x0, y0), (x1, y1) = ((np.log(run["l1"]), np.log(run["l0"])) for run in runs)
-    return float(f"{np.exp(x0 + (np.log(l0) - y0) * (x1 - x0) / (y1 - y0)):.3g}")
 
 
 def one(
@@ -104,7 +91,7 @@ def one(
     params, _ = trained(sae, shuffled(x, BATCH, seed), steps=steps, lr=lr, seed=seed, **SHORT_RUN)
     nats = in_place({"": (sae, params)}, held, contexts)
     costs = {"ce_increase": nats[""], "ce_mean_ablated": nats["mean"]}
-    settings = {"method": name, "l1": l1, "lr": lr, "seed": seed}
+    settings = {"method": name, "penalty": l1, "lr": lr, "seed": seed}
     return settings | reconstructed(sae, params, held, 16_384) | costs
 
 
