@@ -1,6 +1,8 @@
 """The stores of a run: those that its configuration names, or those that it has harvested."""
 
+import functools
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -8,12 +10,13 @@ from typing import Any
 
 from saex import distributed, live, metrics
 from saex.config import Config
-from saex.contexts import sites_of
+from saex.contexts import GRADIENT, sites_of
 from saex.data import joined
 from saex.data.split import open_split
 from saex.evaluate import store_folder
 from saex.harvest import harvest
 from saex.registry import ConfigError
+from saex.sae.base import column_widths
 
 log = logging.getLogger("saex")
 
@@ -30,7 +33,7 @@ def of_run(
       check: called after each batch of a harvest; what it raises ends it.
 
     Raises:
-      ConfigError: neither rows nor a model that makes them, or rows of another width.
+      ConfigError: neither rows nor a model that makes them, or a column of another width.
     """
     root = store_folder(config, folder)
     if config.store is not None and config.live.enabled:
@@ -49,7 +52,7 @@ def of_run(
     for store in stores:
         if not store.complete:
             raise ConfigError(f"{store.path} is not complete: run its harvest again to the end")
-        _check_width(config, joined.column(store, config.site).shape[0])
+        _check_widths(config, functools.partial(_width_in, store))
     return stores
 
 
@@ -79,7 +82,7 @@ def subject_of(config: Config, mend: str) -> tuple[Any, Any, tuple[str, ...]]:
         )
     model, params = config.subject.load()
     sites = sites_of(config, model)
-    _check_width(config, sum(model.sites[part] for part in joined.parts(config.site)))
+    _check_widths(config, functools.partial(_width_of_sites, model))
     return model, params, sites
 
 
@@ -114,9 +117,40 @@ def _harvested(
     return store
 
 
-def _check_width(config: Config, width: int) -> None:
-    d_in = config.sae.d_in
-    sites = getattr(config.sae, "sites", 1)  # whose rows are encoded each by itself
-    if width != d_in * sites:
+def _check_widths(config: Config, width_of: Callable[[str], int | None]) -> None:
+    """Raise ConfigError for a column that is not as wide as the dictionary reads it.
+
+    Args:
+      width_of: of a name in the store; None: not known yet.
+    """
+    wanted = column_widths(config.sae)
+    for name, stored in config.reads.items():
+        width = width_of(stored)
+        if width is not None and width != wanted[name]:
+            raise ConfigError(_of_another_width(config, name, width, wanted[name]))
+
+
+def _width_in(store: Any, name: str) -> int:
+    return math.prod(joined.column(store, name).shape)
+
+
+def _width_of_sites(model: Any, name: str) -> int | None:
+    each = [model.sites.get(part.removesuffix(GRADIENT)) for part in joined.parts(name)]
+    return None if None in each else sum(each)
+
+
+def _of_another_width(config: Config, name: str, width: int, wanted: int) -> str:
+    sae, stored = config.sae, config.reads[name]
+    if name == "x":
+        sites = getattr(sae, "sites", 1)  # whose rows are encoded each by itself
         times = f" for each of config.sae.sites={sites}" if sites > 1 else ""
-        raise ConfigError(f"config.sae.d_in={d_in}{times}, but {config.site} has width {width}")
+        return f"config.sae.d_in={sae.d_in}{times}, but {stored} has width {width}"
+    mend = {
+        "y": f"set config.sae.d_out={width}",
+        "label": f"set config.sae.concepts={width}",
+        "gradient": f"name that at config.site={config.site!r}",
+    }.get(name, "name one of that width")
+    return (
+        f"column {stored!r}, which {type(sae).__name__} reads as {name!r}, has width {width}, and "
+        f"{wanted} was expected: {mend}, or name another by config.columns"
+    )

@@ -183,7 +183,7 @@ class AdaptiveK:
         share = (batch["complexity"].astype(jnp.float32) - self.lowest) / (
             self.highest - self.lowest
         )
-        return 10 * jnp.clip(share, 0, 1)
+        return 10 * jnp.clip(share, 0, 1).reshape(-1)
 
     def _tune(self, params: Params, stats: Params, batch: Batch, step: Any, steps: Any) -> Any:
         """(the probe's loss where it is its time, else 0; its error; stats)."""

@@ -161,6 +161,17 @@ class Dictionary(Protocol):
         ...
 
 
+def column_widths(sae: Any) -> dict[str, int]:
+    """How many numbers a row of each column has that the method reads.
+
+    x and gradient have d_in, y has d_out, any other one. A method for which that is not so has a
+    property of this name, which says it for the columns concerned.
+    """
+    usual = {"x": sae.d_in, "gradient": sae.d_in, "y": sae.d_out}
+    usual |= getattr(sae, "column_widths", {})
+    return {name: usual.get(name, 1) for name in sae.columns}
+
+
 def split(params: Params, specs: dict[str, ArraySpec]) -> tuple[Params, Params]:
     """(trainable, frozen) parts of params."""
     trainable = {k: v for k, v in params.items() if specs[k].trainable}

@@ -71,6 +71,11 @@ class Guided:
         return self.d_in
 
     @property
+    def column_widths(self) -> dict[str, int]:
+        """label has one number for each concept."""
+        return {"label": self.concepts}
+
+    @property
     def aux_latents(self) -> int:
         """k_aux, or the power of two nearest to d_in / 2, at most n."""
         return affine.latents_for_aux(self.k_aux, self.d_in, self.n)

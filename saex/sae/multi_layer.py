@@ -68,6 +68,11 @@ class MultiLayer:
         return self.d_in * self.sites
 
     @property
+    def column_widths(self) -> dict[str, int]:
+        """x has all sites."""
+        return {"x": self.d_batch}
+
+    @property
     def aux_latents(self) -> int:
         """k_aux, or the power of two nearest to d_in / 2, at most n."""
         return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
