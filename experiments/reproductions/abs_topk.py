@@ -76,7 +76,7 @@ def run(small: bool) -> Found:
     compile_once()
     how = {"small": small, "how": SHORT_RUN, "score": both_signs}
     runs, grids = compared(
-        sides(32, 96, 3), poles, steps=60 if small else 1500, batch=256, data="poles", **how
+        sides(32, 96, 3), poles, steps=60 if small else 1000, batch=256, data="poles", **how
     )
     runs, rows = list(map(with_poles, runs)), pocket_rows(small)
     more, found = compared(

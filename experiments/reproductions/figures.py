@@ -2,13 +2,14 @@
 
 Side by side: dots are seeds, the bar their mean. Over another score: dots are runs.
 
-    python experiments/reproductions/figures.py
+    python experiments/reproductions/figures.py [NAME ...]
 
 A study with a figure of its own has it beside its record under the same name.
 """
 
 import dataclasses
 import statistics
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,36 +36,30 @@ class Panel:
 BEST, CHOSEN = {"best": True}, {"chosen": True}
 PANELS = {
     "abs_topk": (
-        Panel("fvu", "FVU, features with two poles", {"data": "poles"} | BEST),
-        Panel("axes", "axes found with both poles", {"data": "poles"} | BEST),
-        Panel("fvu", "FVU, pocket-lm", {"data": "pocket-lm"} | BEST),
+        Panel("fvu", "FVU, features with two poles", {"data": "poles"}),
+        Panel("both", "axes found with both poles", {"data": "poles"}),
+        Panel("fvu", "FVU, pocket-lm", {"data": "pocket-lm"}),
     ),
     "adaptive_k": (Panel("fvu", "FVU"), Panel("l0", "L0")),
     "choice": (
         Panel("dead", "share of dead latents", by=("method", "k")),
         Panel("fvu", "FVU", by=("method", "k")),
     ),
-    "gradient_topk": (
-        Panel("ce_increase", "nats lost", CHOSEN, ("method", "k")),
-        Panel("fvu", "FVU", CHOSEN, ("method", "k")),
-    ),
+    "gradient_topk": (Panel("ce_increase", "nats lost"), Panel("fvu", "FVU")),
     "ground_truth": (
-        Panel("found", "share found, independent features", {"data": "independent"}),
-        Panel("found", "share found, trees", {"data": "trees"}),
+        Panel("near", "mean cosine of latents and features over L0", x="l0"),
+        Panel("fvu", "FVU over L0", x="l0"),
     ),
     "group_bias": (
         Panel("at_0.8", "share found at cosine 0.8", BEST),
         Panel("at_0.9", "share found at cosine 0.9", BEST),
     ),
-    "group_max": (
-        Panel("fvu", "FVU", {"data": "pocket-lm"} | BEST),
-        Panel("dead", "share of dead latents", {"data": "pocket-lm"} | BEST),
-    ),
+    "group_max": (Panel("fvu", "FVU"), Panel("dead", "share of dead latents")),
     "jump_relu_tanh": (
         Panel("fvu", "FVU over L0", by=("method", "pre_activation"), x="l0"),
         Panel("dead", "share of dead latents over L0", by=("method", "pre_activation"), x="l0"),
     ),
-    "kron": (Panel("fvu", "FVU", by=("method", "shape", "trained_for")),),
+    "kron": (Panel("fvu", "FVU"), Panel("dead", "share of dead latents")),
     "layer_groups": (
         Panel("fvu", "FVU", CHOSEN),
         Panel("ce_increase", "nats lost", CHOSEN),
@@ -74,7 +69,7 @@ PANELS = {
         Panel("within", "share of the variance that one token has", {"lr": 4e-3}),
         Panel("layers", "layers at which a latent fires for a token", {"lr": 4e-3}),
     ),
-    "multi_topk": tuple(Panel(f"fvu_{k}", f"FVU read at k {k}", BEST) for k in (16, 64, 128)),
+    "multi_topk": tuple(Panel(f"fvu_{w}k", f"FVU read at k {16 * w}") for w in (1, 2, 4)),
     "shrinkage": (
         Panel("relative_bias", "gamma over L0", {"data": None}, x="l0"),
         Panel("magnitude", "codes over true magnitudes", {"data": "known features"}),
@@ -83,13 +78,10 @@ PANELS = {
         Panel("fvu", "FVU", CHOSEN),
         Panel("ce_increase", "nats lost", CHOSEN),
     ),
-    "top_afa": (
-        Panel("fvu", "FVU", by=("method", "weight")),
-        Panel("eps_lbo", "eps-LBO", by=("method", "weight")),
-    ),
+    "top_afa": (Panel("fvu", "FVU"), Panel("eps_lbo", "eps-LBO")),
     "transcoder": (
-        Panel("ce_increase", "nats lost over L0", CHOSEN, x="l0"),
-        Panel("fvu", "FVU over L0", CHOSEN, x="l0"),
+        Panel("ce_increase", "nats lost over L0", x="l0"),
+        Panel("fvu", "FVU over L0", x="l0"),
     ),
     "variational": (
         Panel("fvu", "FVU", BEST, ("method", "k")),
@@ -99,8 +91,9 @@ PANELS = {
 
 
 def main() -> None:
+    wanted = sys.argv[1:] or PANELS
     for record in records():
-        if record["name"] in PANELS:
+        if record["name"] in PANELS and record["name"] in wanted:
             draw(record)
 
 

@@ -52,7 +52,7 @@ GRADIENT, TOPK = "gradient_topk", "topk"
 
 def run(small: bool) -> Found:
     compile_once()
-    rows, contexts = (20_000, 4) if small else (100_000, 96)
+    rows, contexts = (20_000, 4) if small else (100_000, 64)
     train, test = pocket((SITE,), rows, rows // 4, gradients=(SITE,))
     names = {"x": SITE, "gradient": f"{SITE}.gradient"}
     held, apart = read(test, **names), parted(held_out(test))

@@ -31,7 +31,7 @@ STUDY = Study(
     says_no_if="a seed of GroupMax has FVU more than 5% above TopK's mean, or its share of dead "
     "latents is not below all seeds of TopK, or TopK encodes as fast",
 )
-N, K, STEPS = 8192, 32, 250
+N, K, STEPS = 8192, 32, 150
 
 
 def sides(d: int, n: int, k: int) -> dict[str, Any]:

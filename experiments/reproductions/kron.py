@@ -15,7 +15,7 @@ from synthetic import orthonormal
 
 from saex.sae import KronSAE, TopK
 
-N, K, STEPS = 1024, 16, 1000
+N, K, STEPS = 1024, 16, 600
 UNITS = ((2, 4), (4, 8))
 STUDY = Study(
     name="kron",

@@ -33,7 +33,7 @@ STUDY = Study(
     "in parts of that, is more than half of TopK's, or its mean FVU at k is more than 5% above "
     "TopK's",
 )
-N, K, STEPS, WIDTHS = 4096, 16, 500, (1, 2, 4, 8)
+N, K, STEPS, WIDTHS = 4096, 16, 300, (1, 2, 4, 8)
 
 
 def sides(d: int, n: int, k: int) -> dict[str, Any]:

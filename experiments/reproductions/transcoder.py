@@ -52,7 +52,7 @@ STUDY = Study(
 IN, OUT = "blocks.1.mlp_in", "blocks.1.mlp_out"
 LEVELS, MIDDLE = (16, 32), 24
 START = {"sae": 0.06, "transcoder": 0.03}
-N, BATCH, STEPS = 2048, 512, 300
+N, BATCH, STEPS = 2048, 512, 250
 
 
 def run(small: bool) -> Found:
