@@ -101,8 +101,9 @@ def _harvested(
     def update(done: int, total: int, rate: float) -> None:
         check()
         if not bars:
-            make = metrics.Progress if distributed.is_main() else metrics.Silent
-            bars.append(make(f"harvest {split}", total, done, unit="row"))
+            main = distributed.is_main()
+            bar = metrics.Progress(f"harvest {split}", total, done, unit="row") if main else None
+            bars.append(bar or metrics.Silent())
         bars[0].update(done, f"{rate:,.0f} rows/s")
 
     try:
