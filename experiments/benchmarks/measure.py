@@ -1,6 +1,11 @@
-"""How benchmarks here measure, and what they say about where: machine, command, date."""
+"""How benchmarks here measure, on which rows, against which floor, and where they say it was.
+
+Rows and latents are heavy-tailed: feature i is there with a probability of about 1 / i, as in what
+dictionaries are made for. Uniform ones would flatter whatever sums over latents or caches them.
+"""
 
 import datetime
+import functools
 import os
 import pathlib
 import platform
@@ -9,6 +14,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 REPO = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -58,6 +65,70 @@ def saex_step(x: Any, sae: Any) -> Callable[[], Any]:
         return state[0], out
 
     return call
+
+
+# -------------------------------------------------------------------------------------------- data
+
+
+def zipf_rows(b: int, d: int, features: int = 4096, active: int = 24) -> np.ndarray:
+    """Rows float32 [b, d] of mean squared norm 1; feature i fires with probability ~ 1 / i."""
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(features, d)).astype(np.float32)
+    frequency = 1 / np.arange(1, features + 1)
+    chosen = rng.choice(features, (b, active), p=frequency / frequency.sum())
+    size = rng.exponential(size=(b, active, 1)).astype(np.float32)
+    x = np.zeros((b, d), np.float32)
+    for j in range(active):
+        x += size[:, j] * directions[chosen[:, j]]
+    return x / np.float32(np.sqrt(np.mean(np.sum(x * x, axis=1))))
+
+
+def zipf_codes(b: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(values, indices) [b, k]: latent i fires with probability ~ 1 / (i + 8), in a drawn order.
+
+    A row has k different latents, its values are positive and the largest comes first, as a
+    selection hands them out. 1,024 rows are drawn and repeated.
+    """
+    scores = zipf_scores(min(b, 1024), n)
+    chosen = np.argpartition(-scores, k - 1, axis=1)[:, :k].astype(np.int32)
+    sizes = np.random.default_rng(2).exponential(size=(b, k)).astype(np.float32)
+    return -np.sort(-sizes, axis=1), np.resize(chosen, (b, k))
+
+
+def zipf_scores(b: int, n: int) -> np.ndarray:
+    """Scores float32 [b, n] whose k largest are latents drawn with probability ~ 1 / (i + 8)."""
+    scores = np.random.default_rng(0).gumbel(size=(b, n)).astype(np.float32)
+    scores -= np.log(np.arange(n, dtype=np.float32) + 8)
+    return scores[:, np.random.default_rng(1).permutation(n)]
+
+
+# ------------------------------------------------------------------------------------------ floors
+
+
+@functools.cache
+def machine() -> Any:
+    """What this CPU can do, measured once in a run: ``cost.hardware("cpu")``."""
+    from saex import cost
+
+    return cost.hardware("cpu")
+
+
+def step_floor(sae: Any, b: int, **how: Any) -> float:
+    """Milliseconds that a step of b rows takes here at least; ``how``: of ``cost.step``."""
+    from saex import cost
+    from saex.sharding import MeshConfig
+
+    return 1e3 * cost.step(sae, b, MeshConfig(), machine(), **how).seconds
+
+
+def op_floor(ops: tuple[str, ...], b: int, d: int, n: int, k: int) -> float:
+    """Milliseconds that one op after the other takes here at least: ``cost.op``."""
+    from saex import cost
+
+    return 1e3 * sum(cost.op(name, b, d, n, k, machine()) for name in ops)
+
+
+# ------------------------------------------------------------------------------------------- where
 
 
 def where() -> dict[str, str]:
