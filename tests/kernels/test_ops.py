@@ -1,4 +1,4 @@
-"""Every backend equals the reference in values and gradients; the reference equals numpy."""
+"""The sparse products and their gradients: every backend against dense products in numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -9,146 +9,69 @@ from hypothesis import strategies as st
 
 from saex.kernels import sparse_affine as sa
 from saex.kernels import sparse_decode as sd
-from saex.kernels.encode_topk import encode_topk, pre_activations
+from saex.kernels.encode_topk import pre_activations
+from saex.kernels.sparse_affine.dead import listed
 from saex.kernels.sparse_decode import cases as decode_cases
-from saex.kernels.topk import IMPLS, cases, top_k
 from saex.sae.base import SparseCodes
-
-
-def runs_here(impls):
-    """The backends that XLA compiles for any platform; Pallas' have tests of their own."""
-    names = sorted(name for name in impls if name != "tpu" and not name.startswith("pallas"))
-    return [pytest.param(n, marks=pytest.mark.interpreted if n == "gpu" else []) for n in names]
-
-
-def oracle(scores, k):
-    """Largest first, the lowest index among equals: a stable sort of the negated scores."""
-    order = np.argsort(-scores, axis=-1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, order, axis=-1), order
-
-
-def random_scores(kind, b, n, seed=0):
-    rng = np.random.default_rng(seed)
-    if kind == "ties":
-        return rng.integers(0, 3, (b, n)).astype(np.float32)
-    if kind == "relu":
-        return np.maximum(rng.normal(size=(b, n)) - 2, 0).astype(np.float32)
-    if kind == "zeros":
-        return np.zeros((b, n), np.float32)
-    if kind == "-inf":
-        return np.where(rng.random((b, n)) < 0.9, -np.inf, 1.0).astype(np.float32)
-    return rng.normal(size=(b, n)).astype(np.float32)
-
-
-@pytest.mark.parametrize("impl", runs_here(IMPLS))
-@pytest.mark.parametrize("case", sorted(cases.SMALL))
-def test_top_k_is_exact_with_ties_to_the_lowest_index(impl, case):
-    b, n, k = cases.SMALL[case]
-    kinds = ("normal", "ties", "relu", "zeros", "-inf")
-    scores = np.concatenate([random_scores(kind, b, n) for kind in kinds])
-    values, indices = jax.jit(top_k, static_argnums=(1, 2))(scores, k, impl)
-    expected, order = oracle(scores, k)
-    np.testing.assert_array_equal(values, expected)
-    np.testing.assert_array_equal(indices, order)
-
-
-@settings(max_examples=12, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 12), st.integers(1, 32), st.integers(0, 2**31))
-def test_top_k_backends_agree_on_drawn_shapes(b, groups, k, seed):
-    n = 16 * groups
-    scores = jnp.asarray(random_scores("ties", b, n, seed))
-    k = min(k, n)
-    for got, want in zip(top_k(scores, k, "cpu"), top_k(scores, k, "reference")):
-        np.testing.assert_array_equal(got, want)
-
-
-def test_top_k_gradient_goes_to_the_chosen_entries():
-    scores = jnp.asarray(random_scores("normal", 3, 64))
-    gradient = jax.grad(lambda s: jnp.sum(top_k(s, 4)[0] * 2.0))(scores)
-    expected = np.zeros((3, 64), np.float32)
-    np.put_along_axis(expected, oracle(np.asarray(scores), 4)[1], 2.0, axis=1)
-    np.testing.assert_array_equal(gradient, expected)
-
-
-@pytest.mark.parametrize("k", [0, 9])
-def test_top_k_refuses_a_k_that_is_not_in_range(k):
-    with pytest.raises(ValueError, match=f"k={k} of n=8"):
-        top_k(jnp.zeros((2, 8)), k)
-
-
-def test_an_unknown_backend_is_named():
-    with pytest.raises(ValueError, match="choose from"):
-        top_k(jnp.zeros((2, 8)), 2, "cuda")
-
-
-def test_cpu_top_k_compiles_to_no_sort_of_the_scores():
-    lowered = jax.jit(lambda s: top_k(s, 4, "cpu")[0][:, :2]).lower(jnp.zeros((8, 1024)))
-    text = lowered.compile().as_text()
-    assert "TopK" in text
-    assert not [line for line in text.splitlines() if " sort(" in line and "1024" in line]
+from tests.kernels import oracles
+from tests.kernels.oracles import drawn_slots, normal, runs_here
 
 
 def sparse(case, seed=0):
     b, d, n, k = decode_cases.SMALL[case]
-    rng = np.random.default_rng(seed)
-    indices = np.stack([rng.permutation(n)[:k] for _ in range(b)]).astype(np.int32)
-    values = rng.normal(size=(b, k)).astype(np.float32)
-    values[:, k // 2] = 0  # an unused slot
-    rows, g = (rng.normal(size=s).astype(np.float32) for s in ((n, d), (b, d)))
-    return tuple(map(jnp.asarray, (values, indices, rows, g)))
+    values, indices = drawn_slots(b, n, k, seed)
+    values = values.at[:, k // 2].set(0)  # an unused slot in every row
+    return values, indices, *normal(seed, (n, d), (b, d))
+
+
+def close(got, want, atol=1e-5):
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=atol)
 
 
 @pytest.mark.parametrize("impl", runs_here(sd.DECODE))
 @pytest.mark.parametrize("case", sorted(decode_cases.SMALL))
 def test_sparse_decode_and_its_gradients_equal_the_dense_product(impl, case):
     values, indices, rows, g = sparse(case)
-    dense = np.zeros((values.shape[0], rows.shape[0]))
-    np.put_along_axis(dense, indices, values, axis=1)
+    codes = oracles.dense(values, indices, len(rows))
     y, pull = jax.vjp(lambda v, w: sd.sparse_decode(v, indices, w, impl), values, rows)
-    dv, dw = pull(g)
-    np.testing.assert_allclose(y, dense @ rows, atol=1e-5)
-    np.testing.assert_allclose(dw, dense.T @ g, atol=1e-5)
-    np.testing.assert_allclose(dv, np.take_along_axis(g @ rows.T, indices, axis=1), atol=1e-5)
+    dv = np.take_along_axis(np.float64(g) @ np.float64(rows).T, np.asarray(indices), axis=1)
+    close((y, *pull(g)), (codes @ rows, dv, codes.T @ g), atol=5e-5)
 
 
-def test_encode_topk_has_the_gradients_of_the_dense_form():
-    rng = np.random.default_rng(1)
-    shapes = ((5, 6), (6,), (40, 6), (40,))
-    args = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
-
-    def through(encode):
-        def f(*args):
-            values, indices = encode(*args)
-            return jnp.sum(jnp.sin(values) * (1 + indices))
-
-        return jax.grad(f, argnums=(0, 1, 2, 3))(*args)
-
-    sparse_grads = through(lambda *a: encode_topk(*a, 3))
-    dense_grads = through(lambda *a: jax.lax.top_k(pre_activations(*a), 3))
-    for got, want in zip(sparse_grads, dense_grads):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+DRAWN = st.integers(1, 9), st.integers(1, 6), st.integers(1, 40), st.integers(1, 12), st.integers()
 
 
-def test_bf16_matmul_inputs_keep_float32_results_close():
-    rng = np.random.default_rng(2)
-    x, W = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((64, 32), (16, 32)))
-    p = pre_activations(x, jnp.zeros(32), W, jnp.zeros(16), "bfloat16")
-    assert p.dtype == jnp.float32
-    np.testing.assert_allclose(p, x @ W.T, atol=0.2)
-    assert np.quantile(np.abs(p - x @ W.T), 0.9) < 0.05
+@pytest.mark.parametrize("impl", runs_here(sa.GRADS, but=["reference"]))
+@settings(max_examples=3, deadline=None)
+@given(*DRAWN)
+def test_sparse_products_of_drawn_shapes(impl, b, d, n, k, seed):
+    values, indices = drawn_slots(b, n, min(k, n), abs(seed))
+    dvalues, g, x, W = normal(abs(seed), values.shape, (b, d), (b, d + 1), (n, d))
+    codes = oracles.dense(values, indices, n)
+    got = jax.jit(sd.DECODE[impl])(values, indices, W), sd.sparse_sum(values, indices, n, impl)
+    close(got, (codes @ W, codes.sum(0)), atol=5e-5)
+    got = jax.jit(sa.GRADS[impl])(values, dvalues, indices, g, x, W)
+    close(got, oracles.affine_grads(values, dvalues, indices, g, x, W), atol=2e-4)
 
 
-def test_blocks_of_rows_change_nothing():
-    from saex.kernels.encode_topk import IMPLS, cpu
+@pytest.mark.parametrize("impl", runs_here(sd.SUM))
+def test_a_look_up_has_the_gradient_of_indexing(impl):
+    _, indices = drawn_slots(30, 7, 3, 1)
+    scalars, g = normal(2, (7,), (30, 3))
+    out, pull = jax.vjp(lambda a: sd.sparse_take(a, indices, impl), scalars)
+    np.testing.assert_array_equal(out, np.asarray(scalars)[np.asarray(indices)])
+    np.testing.assert_allclose(pull(g)[0], oracles.dense(g, indices, 7).sum(0), atol=1e-5)
 
-    rng = np.random.default_rng(3)
-    shapes = ((2 * cpu.ROWS, 4), (4,), (32, 4), (32,))
-    args = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
-    (values, indices), (wanted, order) = (
-        jax.jit(f, static_argnums=4)(*args, 3) for f in (IMPLS["cpu"], IMPLS["reference"])
-    )
-    np.testing.assert_allclose(values, wanted, rtol=1e-6)
-    np.testing.assert_array_equal(indices, order)
+
+@pytest.mark.parametrize("impl", runs_here(sd.DECODE))
+def test_what_is_not_finite_shows_where_it_was_used(impl):
+    rows = normal(3, (9, 4))[0].at[5].set(jnp.inf).at[6].set(jnp.nan)
+    indices = jnp.int32([[0, 5], [1, 6], [2, 3], [4, 0]])
+    values = jnp.float32([[1, 2], [1, 1], [jnp.nan, 1], [1, 0]])
+    y = np.asarray(sd.sparse_decode(values, indices, rows, impl))
+    assert np.isposinf(y[0]).all() and np.isnan(y[1:3]).all()
+    np.testing.assert_allclose(y[3], rows[4])
 
 
 def affine_case(case, seed=0):
@@ -185,3 +108,64 @@ def test_sparse_affine_has_the_gradients_of_the_dense_form(impl, case):
     np.testing.assert_allclose(got, want, rtol=1e-5)
     for one, other in zip(got_grads, want_grads):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_named_backend_is_that_one_in_all_its_parts(monkeypatch):
+    """What an op calls beneath itself is of the same name: no other backend is even there."""
+    for table in (sd.DECODE, sd.DOTS, sd.SCATTER, sd.SUM, sa.GRADS):
+        for name in set(table) - {"reference"}:
+            monkeypatch.delitem(table, name)
+    *weights, values, indices = affine_case("few")
+    args = range(5)
+    jax.grad(lambda *w: jnp.sum(sa.sparse_affine(*w, values, indices, "reference")[1]), args)(
+        *weights
+    )
+    with pytest.raises(ValueError, match="choose from"):
+        sa.sparse_affine(*weights, values, indices, "cpu")
+
+
+def aux_case():
+    """Weights, slots, dead latents (two of them in use as well) and a cut for each row."""
+    b, d, n, k = 6, 5, 24, 3
+    weights = normal(7, (b, d), (d,), (n, d), (n,), (n, d + 1))
+    values, indices = drawn_slots(b, n, k, 8)
+    dead = np.random.default_rng(9).random(n) < 0.5
+    cut = np.float32([[0], [0.5], [1], [2], [9], [0]])
+    return weights, values, indices, dead, jnp.asarray(cut)
+
+
+def dense_aux(weights, values, indices, dead, cut, through):
+    """``aux_of`` in numpy: ((y, y_dead, active), (db_pre, dW_enc, db_enc, dW_dec))."""
+    x, b_pre, W_enc, b_enc, W_dec = map(np.float64, weights)
+    cut = np.asarray(cut)
+    dvalues, g, g_dead = map(np.float64, through)
+    p = (x - b_pre) @ W_enc.T + b_enc
+    f = np.where(dead & (p >= cut) & (p > 0), p, 0)
+    out = oracles.dense(values, indices, len(W_dec)) @ W_dec, f @ W_dec, (f > 0).sum(0)
+    dec, enc, bias = oracles.affine_grads(values, dvalues, indices, g, x - b_pre, W_dec)
+    dz = np.where(f > 0, g_dead @ W_dec.T, 0)
+    bias = bias + dz.sum(0)
+    return out, (-(bias @ W_enc), enc + dz.T @ (x - b_pre), bias, dec + f.T @ g_dead)
+
+
+def aux_of(impl, weights, values, indices, dead, cut, through):
+    """The same by the op."""
+
+    def op(weights):
+        args = (*weights, values, indices, listed(jnp.asarray(dead)), cut)
+        return sa.sparse_affine_aux(*args, "float32", impl)
+
+    (_, *out), pull = jax.vjp(op, weights)
+    zero = np.zeros(dead.shape, jax.dtypes.float0)
+    return out, pull((*through, zero))[0][1:]  # x is held
+
+
+@pytest.mark.parametrize("impl", runs_here(sa.GRADS))
+@pytest.mark.parametrize("block", [1024, 5])
+def test_dead_latents_beside_the_living_equal_dense_products(impl, block, monkeypatch):
+    monkeypatch.setattr("saex.kernels.sparse_affine.dead.BLOCK", block)
+    args = aux_case()
+    through = normal(10, args[1].shape, (6, 6), (6, 6))
+    (out, grads), (wanted, expected) = aux_of(impl, *args, through), dense_aux(*args, through)
+    close(out, wanted, atol=1e-4)
+    close(grads, expected, atol=1e-4)

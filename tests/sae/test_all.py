@@ -136,7 +136,8 @@ def test_loss_falls_and_meshes_agree(name, meshes):
             np.testing.assert_allclose(np.linalg.norm(params[one], axis=1), 1, rtol=1e-5)
     assert "aux_served" not in history[0] or max(m["aux_served"] for m in history) > 0
     for config in meshes:
-        params, history = toy.fit(sae, made, optim, make_mesh(config), 20)
+        strategy = config.strategy
+        params, history = toy.fit(sae, made, optim, make_mesh(config), 20, strategy=strategy)
         losses = [m["loss"] for m in history]
         np.testing.assert_allclose(losses, expected, rtol=1e-5, err_msg=str(config))
         for one in reference:

@@ -44,15 +44,30 @@ def grads_of(loss_of, sae, params, stats, *args, **kwargs):
     return jax.grad(lambda p: loss_of(sae, p, stats, *args, **kwargs)[0])(params)
 
 
-def fit(sae, batches, optim, mesh, steps, seed=0, change=lambda params: params, hyper=None):
-    """Train on `batches(i)`, rows or batches; returns (params in numpy, metrics as floats)."""
-    from saex.train.state import init_state
+def fit(
+    sae,
+    batches,
+    optim,
+    mesh,
+    steps,
+    seed=0,
+    change=lambda params: params,
+    hyper=None,
+    strategy="tp",
+):
+    """Train on `batches(i)`, rows or batches; returns (params in numpy, metrics as floats).
+
+    The state lies on the mesh as the strategy says, from the first step to the last.
+    """
+    from saex.train.state import abstract_state, init_state
     from saex.train.step import hyper_arrays, make_step
 
     with jax.set_mesh(mesh):
         sample = jax.tree.map(jnp.asarray, _named(batches(10**6)))
         tx = optim.transformation()
-        state = init_state(sae, tx, jax.random.key(seed), sample, mesh, "tp")
+        state = init_state(sae, tx, jax.random.key(seed), sample, mesh, strategy)
+        wanted = abstract_state(sae, tx, mesh, strategy)
+        _lies_as(state, wanted)
         state = state.replace(params=change(state.params))
         step, hyper = make_step(sae, optim, steps), hyper or hyper_arrays(sae, optim, steps)
         sharding = jax.NamedSharding(mesh, jax.P("data"))
@@ -61,8 +76,14 @@ def fit(sae, batches, optim, mesh, steps, seed=0, change=lambda params: params, 
             rows = jax.device_put(_named(batches(i)), sharding)
             state, metrics = step(state, rows, jax.random.key(seed), hyper)
             history.append(metrics)
+        _lies_as(state, wanted)
         history = [{k: float(v) for k, v in m.items()} for m in history]
         return jax.device_get(state.params), history
+
+
+def _lies_as(state, wanted):
+    for (path, a), b in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(wanted), strict=True):
+        assert a.sharding.is_equivalent_to(b.sharding, a.ndim), jax.tree_util.keystr(path)
 
 
 def _named(batch):

@@ -118,12 +118,12 @@ def sparse_take(
 
 
 def _take_forward(scalars, indices, impl):
-    return scalars[indices], (indices, scalars.shape[0])
+    return scalars[indices], (scalars, indices)
 
 
 def _take_backward(impl, residuals, g):
-    indices, n = residuals
-    return sparse_sum(g, indices, n, impl), None
+    scalars, indices = residuals
+    return sparse_sum(g, indices, scalars.shape[0], impl), None
 
 
 sparse_take.defvjp(_take_forward, _take_backward)

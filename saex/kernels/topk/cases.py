@@ -6,6 +6,11 @@ SMALL = {
     "groups": (5, 256, 4),
     "ragged": (5, 250, 4),
     "wide": (2, 1024, 32),
+    # from n = 256 k on the CPU's backend has two levels, where groups come out even
+    "two levels": (3, 1024, 4),
+    "two levels at the least": (2, 4096, 16),
+    "two levels, ragged": (2, 1030, 4),
+    "two levels, one": (4, 512, 1),
 }
 BENCHMARK = {
     "quickstart": (4096, 2048, 32),
