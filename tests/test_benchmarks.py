@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -79,6 +80,71 @@ def test_rows_of_every_store_say_their_context(script):
     rows = np.concatenate([b.copy() for b in peers.blocks(100_096, 4)])
     np.testing.assert_array_equal(peers.contexts_of(rows), np.arange(100_096) // 128)
     assert (rows == rows.astype(np.float16)).all()  # also what float16 holds
+
+
+def test_rows_and_latents_are_heavy_tailed(script):
+    measure = script("measure")
+    values, indices = measure.zipf_codes(512, 2048, 16)
+    assert values.shape == indices.shape == (512, 16) and values.dtype == np.float32
+    assert (values > 0).all() and (np.diff(values, axis=1) <= 0).all()
+    assert all(len(set(row)) == 16 for row in indices)
+    counts = np.sort(np.bincount(indices.ravel(), minlength=2048))[::-1]
+    assert counts[:20].sum() > 0.2 * counts.sum() > 20 * 20 / 2048 * counts.sum() * 0.1
+    assert counts[1024:].sum() < 0.15 * counts.sum()  # half of all latents: uniform ones had half
+    x = measure.zipf_rows(256, 32)
+    assert np.mean(np.sum(x * x, axis=1)) == pytest.approx(1, rel=1e-4)
+
+
+OUTPUTS = {  # of an op, what its forms have in common
+    "decode": lambda out: out,
+    "dots": lambda out: out,
+    "scatter": lambda out: out,
+    "backward": lambda out: out,
+    "loss and gradients": lambda out: out,
+    "AuxK": lambda out: out,
+    "Adam, unit rows": lambda out: out[0],
+    "top_k": lambda out: out[0],
+    "encode": lambda out: out[0],
+    "top_k + decode": lambda out: out,
+}
+
+
+@pytest.mark.parametrize("op", OUTPUTS)
+def test_forms_of_an_op_do_the_same(script, op):
+    """What ``ops_cpu.py`` divides by each other; selections hand on in forms of their own."""
+    ops = script("ops_cpu")
+    calls = ops.ops(*ops.SHAPES["tiny"])[op]()
+    assert {"plain", "cpu"} <= set(calls)
+    plain, *others = (jax.tree.leaves(OUTPUTS[op](call())) for call in calls.values())
+    for other in others:
+        assert len(plain) == len(other)
+        for a, b in zip(plain, other):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+def test_selections_keep_the_same_latents(script):
+    ops = script("ops_cpu")
+    b, d, n, k = 64, 32, 8192, 4
+    calls = ops.ops(b, d, n, k)["batch selection"]()
+    plain, ((values, _, exact), indices) = (calls[name]() for name in ("plain", "cpu"))
+    assert bool(exact) and int((np.asarray(plain) > 0).sum()) == b * k
+    dense = np.zeros((b, n), np.float32)
+    np.put_along_axis(dense, np.asarray(indices), np.asarray(values), axis=1)
+    np.testing.assert_allclose(dense, plain, rtol=1e-5)
+    calls = ops.ops(16, d, 16384, k)["threshold selection"]()
+    plain, (p, indices, active, exact) = (calls[name]() for name in ("plain", "cpu"))
+    assert bool(exact)
+    dense = np.zeros((16, 16384), np.float32)
+    np.put_along_axis(dense, np.asarray(indices), np.where(active, p, 0), axis=1)
+    np.testing.assert_allclose(dense, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_every_op_has_a_floor(script):
+    ops = script("ops_cpu")
+    b, d, n, k = ops.SHAPES["tiny"]
+    floors = {op: ops.floor(op, b, d, n, k) for op in ops.ops(b, d, n, k)}
+    assert min(floors.values()) > 0
+    assert max(floors, key=floors.__getitem__) in ("train step", "threshold selection")
 
 
 @pytest.mark.slow
