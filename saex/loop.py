@@ -19,7 +19,7 @@ from saex import distributed, evals, live, metrics, stores
 from saex.checkpoint import versions
 from saex.config import Config, differences, recorded_identity, run_hash, to_json
 from saex.data.store_remote import absolute, is_remote
-from saex.evaluate import evaluate_run, report_run, site_rows
+from saex.evaluate import evaluate_run, norm_limits, report_run, site_rows
 from saex.member import Member, members_of
 from saex.registry import ConfigError, identity
 from saex.sharding import make_mesh
@@ -137,6 +137,8 @@ def _fit(
         log.info("learning rate %s, %d steps of %d rows", rates, steps, stream.batch)
         hypers = stack.join(hypers, mesh)
         pending = None  # metrics of the step before, read one step late
+        limits = norm_limits(config, store) if config.eval.every else {}
+        looked_at = evals.HeldOut(site_rows(config, heldout, None, limits))
         batches = stream.iterate(first)
         clock = _Clock(first)
 
@@ -159,16 +161,15 @@ def _fit(
                     state = stack.member(slots, i, mesh)
                     with jax.set_mesh(stack.place_of(mesh, i)):
                         if evaluating:
-                            m.writer.write(step + 1, _look(m.config, state.params, heldout))
+                            m.writer.write(step + 1, _look(m.config, state.params, looked_at))
                         if saving:
                             m.save(state, store.digest)
             if stopping and step + 1 < steps:
                 raise Preempted(f"SIGTERM: saved step {step + 1} of {steps}; run again to go on")
 
 
-def _look(config: Config, params: Any, heldout: Any) -> dict[str, float]:
+def _look(config: Config, params: Any, rows: Any) -> dict[str, float]:
     """A small evaluation in the middle of the run."""
-    rows = evals.HeldOut(site_rows(config, heldout))
     values = evals.Reconstruction(16_384).run(config.sae, params, rows)
     return {f"heldout/{name}": value for name, value in values.items()}
 

@@ -104,7 +104,7 @@ class Words:
     """Many documents; the model's tokenizer is the only one that reads them."""
 
     def documents(self, split):
-        for i in range(50):
+        for i in range(400):
             yield Document(str(i), f"{i} " + "word " * 50)
 
 
