@@ -18,6 +18,7 @@ from jax.sharding import AxisType
 
 from saex.kernels import encode_topk, sparse_affine, sparse_decode
 from saex.kernels.topk import xla_gpu as topk_xla
+from saex.sae.jump_relu import JumpReLU
 from saex.sae.topk import TopK
 from saex.train.optim import Optim
 from saex.train.state import abstract_state
@@ -222,3 +223,11 @@ def test_training_step(mesh, backend, monkeypatch):
     # only AuxK's loop has some: it adds blocks of dead latents to their rows, where there are any
     assert not [line for line in float_scatters(program) if "while/body/" not in line]
     assert temp(program) < 2 * 4 * rows * n + 5 * 4 * n * d
+
+
+def test_jump_relu_step_scatters_no_floats(mesh):
+    """Its thresholds and its encoder's bias are sums over slots of candidates."""
+    sae = JumpReLU(256, 16384, capacity=32)
+    program = step_of(mesh, sae, 1024)
+    assert " conditional(" in program.as_text()  # candidates, and the way out
+    assert not float_scatters(program)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from saex.kernels import csc
+from saex.kernels.encode_topk import encode_topk
 from saex.kernels.encode_topk import pallas_gpu as encode_gpu
 from saex.kernels.encode_topk import reference as encode_ref
 from saex.kernels.encode_topk import xla_gpu as encode_xla
@@ -24,6 +25,7 @@ from saex.kernels.sparse_decode import reference as decode_ref
 from saex.kernels.sparse_decode import xla_gpu as decode_xla
 from saex.kernels.topk import reference as topk_ref
 from saex.kernels.topk import xla_gpu as topk_xla
+from tests.kernels import oracles
 
 pytestmark = pytest.mark.interpreted  # a stage of its own in .ci/run: minutes of compilation
 
@@ -87,10 +89,10 @@ def no_races():
 def test_top_k_of_several_levels_is_exact_with_ties_to_the_lowest_index(b, n, k, dtype):
     rng = np.random.default_rng(n)
     rows = [rng.normal(size=(b, n)), rng.integers(0, 3, (b, n)), np.zeros((b, n))]
-    rows.append(np.where(rng.random((b, n)) < 0.999, -np.inf, 1.0))
+    rows += [oracles.random_scores(kind, b, n) for kind in ("zeros", "-inf", "nan")]
     scores = jnp.asarray(np.concatenate(rows), dtype)
     values, indices = jax.jit(topk_xla.top_k, static_argnums=1)(scores, k)
-    wanted, order = topk_ref.top_k(scores.astype(jnp.float32), k)
+    wanted, order = oracles.top_k(np.asarray(scores.astype(jnp.float32)), k)
     np.testing.assert_array_equal(values.astype(jnp.float32), wanted)
     np.testing.assert_array_equal(indices, order)
 
@@ -138,6 +140,25 @@ def test_encode_topk_on_hopper_with_other_scores_than_maxima_fails(monkeypatch):
     monkeypatch.setattr(encode_gpu, "_write", lambda tile, *to: write(tile + 1, *to))
     with pytest.raises(AssertionError):
         test_encode_topk_on_hopper_equals_the_reference()
+
+
+def test_encode_topk_on_hopper_keeps_to_its_latents_where_rows_are_not_finite():
+    """The last tile is filled up; NaN among a group's scores is left to the hardware's maximum."""
+    x, b_pre, W_enc, b_enc = encode_case()
+    x = x.at[0, 1].set(jnp.nan).at[1, 0].set(jnp.inf).at[2, 0].set(-jnp.inf)
+    args = x, b_pre, W_enc.at[-1, 0].set(jnp.abs(W_enc[-1, 0])), b_enc
+    encode = jax.jit(lambda *args: encode_gpu.encode_topk(*args, 4, "bfloat16"))
+    for one, other in zip(encode(*args), encode_ref.encode_topk(*args, 4, "bfloat16")):
+        np.testing.assert_array_equal(np.isfinite(one), np.isfinite(other))
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_encode_topk_on_hopper_has_the_gradients_of_the_reference():
+    def grads(impl):
+        loss = lambda *a: jnp.sum(jnp.sin(encode_topk(*a, 4, "bfloat16", impl)[0]))  # noqa: E731
+        return jax.jit(jax.grad(loss, argnums=range(4)))(*encode_case())
+
+    close(grads("pallas_gpu"), grads("reference"), atol=1e-4)
 
 
 def test_encode_topk_on_hopper_refuses_float32():
@@ -205,6 +226,27 @@ def test_hopper_decode_and_its_transposes_equal_the_reference(case):
     scatter = jax.jit(decode_gpu.scatter, static_argnums=3)
     close(scatter(values, indices, g, n), decode_ref.scatter(values, indices, g, n))
     no_races()
+
+
+@pytest.mark.parametrize("sabotage", ["a slot", "a row"])
+@pytest.mark.parametrize("op", ["decode", "dots"])
+def test_a_hopper_kernel_that_leaves_something_out_fails(op, sabotage, monkeypatch):
+    if sabotage == "a slot":
+        loop = jax.lax.fori_loop
+        leave = lambda first, last, *rest: loop(first, last - 1, *rest)  # noqa: E731
+        monkeypatch.setattr(decode_gpu.jax.lax, "fori_loop", leave)
+    else:
+        whole = decode_gpu.launch
+        leave = lambda body, out, grid, *rest: whole(body, out, {"row": grid["row"] - 1}, *rest)  # noqa: E731
+        monkeypatch.setattr(decode_gpu, "launch", leave)
+    b, d, n, k = decode_cases.SMALL["few"]
+    values, indices = slots(b, n, k)
+    rows, g = normal(6, (n, d), (b, d))
+    values = jnp.where(values == 0, 1, values)
+    args = (values, indices, rows) if op == "decode" else (indices, g, rows)
+    wanted = getattr(decode_ref, op)(*args)
+    with pytest.raises(AssertionError):
+        close(jax.jit(lambda *a: getattr(decode_gpu, op)(*a))(*args), wanted)
 
 
 def test_hopper_decode_of_bf16_rows_accumulates_in_float32():

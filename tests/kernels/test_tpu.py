@@ -13,6 +13,7 @@ from saex.kernels.adam import Scalars
 from saex.kernels.adam import cases as adam_cases
 from saex.kernels.adam import pallas_tpu as adam_tpu
 from saex.kernels.adam import reference as adam_ref
+from saex.kernels.encode_topk import encode_topk
 from saex.kernels.encode_topk import pallas_tpu as encode_tpu
 from saex.kernels.encode_topk import reference as encode_ref
 from saex.kernels.sparse_affine import pallas_tpu as affine_tpu
@@ -30,6 +31,7 @@ from saex.kernels.topk import reference as topk_ref
 from saex.kernels.topk import top_k
 from saex.sae import ops
 from saex.sharding import MeshConfig, make_mesh
+from tests.kernels import oracles, test_encode, test_ops
 
 pytestmark = pytest.mark.interpreted  # a stage of its own in .ci/run: minutes of compilation
 
@@ -178,10 +180,6 @@ def scores_of(kind, b, n, seed=0):
     scores = rng.normal(size=(b, n)).astype(np.float32)
     if kind == "ties":
         return np.round(scores)
-    if kind == "-inf":
-        return np.where(rng.random((b, n)) < 0.9, -np.inf, np.float32(1))
-    if kind == "nan":
-        scores[0, n // 2], scores[1] = np.nan, np.nan
     if kind == "one bin":
         scores[:, :: bins.LANES] += 10
     return scores
@@ -190,10 +188,12 @@ def scores_of(kind, b, n, seed=0):
 @pytest.mark.parametrize("case", sorted(topk_cases.SMALL))
 def test_top_k_equals_the_reference(case):
     b, n, k = topk_cases.SMALL[case]
-    kinds = ("normal", "ties", "-inf", "nan")
-    scores = jnp.asarray(np.concatenate([scores_of(kind, b, n) for kind in kinds]))
-    got = interpreted(topk_tpu.top_k, scores, k)
-    for one, other in zip(got, topk_ref.top_k(scores, k)):
+    scores = np.concatenate([oracles.random_scores(kind, b, n) for kind in oracles.KINDS])
+    same(interpreted(topk_tpu.top_k, jnp.asarray(scores), k), oracles.top_k(scores, k))
+
+
+def same(got, want):
+    for one, other in zip(got, want, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -205,8 +205,7 @@ def test_a_full_bin_is_noticed_and_mended(kind, exact):
     args = topk_tpu.tile_of, [scores], [spec], like, 700, 4, bins.COLUMNS, 0
     found = interpreted(bins.select, *args)
     assert bool(found[2]) == exact
-    for one, other in zip(interpreted(topk_tpu.top_k, scores, 4), topk_ref.top_k(scores, 4)):
-        np.testing.assert_array_equal(one, other)
+    same(interpreted(topk_tpu.top_k, scores, 4), topk_ref.top_k(scores, 4))
 
 
 def test_top_k_has_the_gradient_of_the_chosen_entries():
@@ -223,8 +222,29 @@ def test_encode_topk_equals_the_reference(b, d, n, k, dtype):
         jnp.asarray(rng.integers(-3, 4, s), jnp.float32) for s in ((b, d), (d,), (n, d), (n,))
     )
     got = interpreted(encode_tpu.encode_topk, x, b_pre, W, b_enc, k, dtype)
-    for one, other in zip(got, encode_ref.encode_topk(x, b_pre, W, b_enc, k, dtype)):
-        np.testing.assert_array_equal(one, other)
+    same(got, encode_ref.encode_topk(x, b_pre, W, b_enc, k, dtype))
+
+
+def test_encode_topk_gives_what_is_not_finite_its_place():
+    args = test_encode.not_finite(5, 6, 300)
+    same(interpreted(encode_tpu.encode_topk, *args, 4), encode_ref.encode_topk(*args, 4))
+
+
+def test_encode_topk_of_bf16_inputs_is_close_to_that_of_float32():
+    args = normal(11, (16, 32), (32,), (512, 32), (512,))
+    values, _ = interpreted(encode_tpu.encode_topk, *args, 4, "bfloat16")
+    off = np.abs(values - encode_ref.encode_topk(*args, 4)[0])
+    assert off.max() < 0.2 and np.quantile(off, 0.9) < 0.06
+
+
+def test_encode_topk_on_the_tpu_backend_has_the_gradients_of_the_reference():
+    args = normal(12, (5, 6), (6,), (40, 6), (40,))
+
+    def grads(impl):
+        loss = lambda *a: jnp.sum(jnp.sin(encode_topk(*a, 3, "float32", impl)[0]))  # noqa: E731
+        return jax.grad(loss, argnums=range(4))(*args)
+
+    close(interpreted(grads, "pallas_tpu"), grads("reference"))
 
 
 def test_encode_topk_mends_a_full_bin_block_by_block(monkeypatch):
@@ -305,6 +325,61 @@ def test_sparse_affine_on_the_tpu_backend_has_the_gradients_of_the_reference():
         return jax.grad(loss, argnums=range(5))(*weights)
 
     close(interpreted(grads, "pallas_tpu"), grads("reference"))
+
+
+def test_dead_latents_beside_the_living_equal_dense_products():
+    args = test_ops.aux_case()
+    through = normal(13, args[1].shape, (6, 6), (6, 6))
+    got = interpreted(test_ops.aux_of, "pallas_tpu", *args, through)
+    for one, other in zip(got, test_ops.dense_aux(*args, through), strict=True):
+        test_ops.close(one, other, atol=1e-4)
+
+
+def before_its_equals(kept, new, slab):
+    """A column goes before those that came earlier and are equal."""
+    lower = bins_inserted([(key - 1, at) for key, at in kept], new, slab)
+    return [(jnp.where(at == slab, key, key + 1), at) for key, at in lower]
+
+
+def twice_in_place_of_what_it_displaces(kept, new, slab):
+    first, _, *rest = bins_inserted(kept, new, slab)
+    return [first, first, *rest]
+
+
+bins_inserted = bins._inserted
+
+
+@pytest.mark.parametrize("mutant", [before_its_equals, twice_in_place_of_what_it_displaces])
+def test_bins_that_are_kept_wrongly_are_found_out(monkeypatch, mutant):
+    scores = scores_of("normal", 3, 700)
+    scores[:, [5, 5 + bins.LANES]] = (
+        9  # one bin; no more than it keeps, so that the check is silent
+    )
+    scores[1, 5 + 2 * bins.LANES] = 10
+    wanted = oracles.top_k(scores, 2)
+    same(interpreted(topk_tpu.top_k, jnp.asarray(scores), 2), wanted)
+    monkeypatch.setattr(bins, "_inserted", mutant)
+    with pytest.raises(AssertionError):
+        same(interpreted(topk_tpu.top_k, jnp.asarray(scores), 2), wanted)
+
+
+def without_bias(x, W, b_enc):
+    return encode_scores(x, W, b_enc) - b_enc[...]
+
+
+def with_a_tile_of_others(x, W, b_enc):
+    return encode_scores(x, W, b_enc)[:, ::-1]
+
+
+encode_scores = encode_tpu._scores
+
+
+@pytest.mark.parametrize("mutant", [without_bias, with_a_tile_of_others])
+def test_an_encoder_of_other_scores_is_found_out(monkeypatch, mutant):
+    monkeypatch.setattr(encode_tpu, "_scores", mutant)
+    args = normal(14, (5, 6), (6,), (40, 6), (40,))
+    with pytest.raises(AssertionError):
+        close(interpreted(encode_tpu.encode_topk, *args, 3), encode_ref.encode_topk(*args, 3))
 
 
 # -------------------------------------------------------------------------------------------- Adam
