@@ -147,6 +147,106 @@ def test_every_op_has_a_floor(script):
     assert max(floors, key=floors.__getitem__) in ("train step", "threshold selection")
 
 
+# ---------------------------------------------------------------------------------------- for GPUs
+
+
+def told(device, **found):
+    return {"device": device, "versions": {"jax": "1"}, "found": found, "ended": ""}
+
+
+def test_parts_are_merged_with_what_was_measured_on_the_same_device(script):
+    gpu = script("gpu")
+    record = gpu.merged({}, "steps", told("H", A={"XLA": 1.0}, B={"XLA": 2.0}))
+    record = gpu.merged(record, "peers", told("H", A={"torch": 4.0}))
+    record = gpu.merged(record, "steps", told("H", B={"XLA": 3.0}))
+    assert record["steps"] == {"A": {"XLA": 1.0}, "B": {"XLA": 3.0}}
+    assert record["peers"] == {"A": {"torch": 4.0}} and set(record["measured"]) == {
+        "steps",
+        "peers",
+    }
+    lines = gpu.table(record | {"hardware": "h200"})
+    row = next(line for line in lines if "| torch |" in line)
+    # rows a second, and times the floor of 0.59 ms: also where no step was measured beside it
+    assert "| 1,024,000 | " in row and float(row.split("|")[-2]) == pytest.approx(
+        4 / 0.59, rel=0.02
+    )
+    other = gpu.merged(record, "ops", told("another"))
+    assert "steps" not in other and other["device"] == "another"
+    crashed = gpu.merged(record, "ops", {"found": {}, "ended": "ended with code 1"})
+    assert crashed["device"] == "H" and crashed["steps"] == record["steps"]
+
+
+def test_an_error_ends_a_row_and_not_the_benchmark(script):
+    clock = script("gpu_clock").Clock(2, 3, lambda out: out)
+
+    def no_memory():
+        raise MemoryError("RESOURCE_EXHAUSTED: 80 GB")
+
+    assert clock.made(no_memory) == clock(no_memory) == "MemoryError: RESOURCE_EXHAUSTED: 80 GB"
+    calls = iter(range(100))
+    assert clock(lambda: next(calls)) >= 0
+    assert next(calls) == 2 + 2 * 3  # two that compile, three in each of two rounds
+
+
+def test_gathers_are_looked_for_in_their_own_computations(script):
+    fused = "%f (p: f32[8]) -> f32[] {\n  %g = f32[8] gather(p)\n  ROOT %r = f32[] reduce(%g)\n}"
+    alone = "ENTRY %m {\n  %g = f32[8] gather(p)\n}\n\n%s {\n  ROOT %r = f32[] reduce(p)\n}"
+    gathers = script("gpu_questions").gathers
+    assert gathers(fused) == (1, 0) and gathers(alone) == (0, 1)
+    assert gathers(f"{fused}\n\n{alone}") == (1, 1)
+
+
+def test_gradients_of_the_published_algorithm(script):
+    """By hand against torch's autograd through dense codes."""
+    torch = pytest.importorskip("torch")
+    peer = script("gpu_peers_openai")
+    torch.manual_seed(0)
+    x, W = torch.randn(40, 32), torch.nn.functional.normalize(torch.randn(64, 32), dim=1)
+    weights = [0.7 * W, W.clone(), 0.1 * torch.randn(64), 0.1 * torch.randn(32)]
+    with torch.no_grad():
+        found = peer.gradients(x, *weights, 4)
+    W_enc, W_dec, b_enc, b_dec = (w.clone().requires_grad_() for w in weights)
+    p = torch.nn.functional.linear(*(a.bfloat16() for a in (x - b_dec, W_enc, b_enc)))
+    values, indices = p.topk(4, dim=1)
+    codes = torch.zeros(40, 64).scatter(1, indices, values.relu().float())
+    (x - codes @ W_dec - b_dec).square().mean().backward()
+    flat = W_dec.grad - (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
+    for got, want in zip(found, (W_enc.grad, flat, b_enc.grad, b_dec.grad)):
+        assert (got - want).abs().max() < 0.01 * want.abs().max()  # autograd's is in bfloat16
+
+
+@pytest.mark.slow
+def test_all_of_the_gpu_benchmark_works_without_one(tmp_path):
+    command = [sys.executable, str(FOLDER / "gpu.py"), "--tiny", f"--out={tmp_path / 'gpu'}"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "gpu_tiny.json").read_text())
+    assert set(record["measured"]) == {"questions", "ops", "steps", "peers"}
+    for part in ("questions", "ops", "steps"):
+        assert not record["measured"][part]["ended"] and record[part]
+    assert isinstance(record["steps"]["tiny"]["XLA"], float)
+    assert all(isinstance(ms, float) for ms in record["ops"]["tiny"]["backward"].values())
+
+
+CPU_SCRIPTS = {  # and what makes them small
+    "ops_cpu": ["--tiny"],
+    "candidates_cpu": ["--tiny"],
+    "step_cpu": ["--tiny", "--only", "saex", "--dtypes", "float32", "bfloat16"],
+    "topk_groups_cpu": ["--widths", "1024", "--ks", "8", "--rounds", "1"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CPU_SCRIPTS)
+def test_cpu_tables_have_floors(name, tmp_path):
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *CPU_SCRIPTS[name]]
+    command += [f"--out={tmp_path / 'out'}"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (table,) = tmp_path.glob("*.md")
+    assert "floor" in table.read_text() and "measured here and now" in table.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["harvest", "stream_quality", "store_peers"])
 def test_runs(name, tmp_path):

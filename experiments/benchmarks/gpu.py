@@ -1,61 +1,40 @@
 """Everything to be asked of a GPU, in one command: open questions, ops, whole steps, peers.
 
-    python experiments/benchmarks/gpu.py                    # about 15 minutes on an H200
+    python experiments/benchmarks/gpu.py                    # about 20 minutes on an H200
+    python experiments/benchmarks/gpu.py --parts peers --shapes A B     # adds to what is there
     python experiments/benchmarks/gpu.py --tiny             # the same code on any CPU, no figures
 
 Ops and steps run at shapes A to F, by each backend that has the op, beside XLA's own form, and are
 divided by the floor (``saex.cost``). bf16 matmul inputs, fp32 weights and Adam, AuxK off and on.
-Indices are Zipf-distributed: uniform ones would flatter sums over latents. Where torch and a
-library are installed its step runs on the same rows (``gpu_peers.py``). Each figure is the minimum
-over rounds of the mean of several calls in a row, after two that compile.
+Latents are Zipf-distributed: uniform ones would flatter sums over them. Where torch and a library
+are installed its step runs on the very rows that saex's has (``gpu_peers.py``). Each figure is the
+minimum over rounds of the mean of several calls in a row, after two that compile.
+
+Each part has a process of its own, so that JAX's memory (it takes most of a device at once) and
+torch's never meet. Results are merged into those of earlier runs on the same kind of device.
 """
 
 import argparse
-import contextlib
-import importlib.metadata
 import json
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+import subprocess
+import sys
+import tempfile
 from typing import Any
 
-import gpu_questions
-import jax
-import jax.numpy as jnp
-import numpy as np
+from gpu_clock import SHAPES, TINY
 from measure import where
 
 from saex import cost
-from saex.kernels import encode_topk, sparse_affine, sparse_decode, topk
 from saex.sae import TopK
-from saex.sharding import MeshConfig, make_mesh
-from saex.train.optim import Optim
-from saex.train.state import init_state
-from saex.train.step import hyper_arrays, make_step
+from saex.sharding import MeshConfig
 
 HERE = pathlib.Path(__file__).resolve().parent
-SHAPES = {  # rows, d, n, k
-    "A": (4096, 768, 24576, 32),
-    "B": (8192, 768, 32768, 32),
-    "C": (4096, 2304, 16384, 64),
-    "D": (8192, 2304, 65536, 64),
-    "E": (8192, 4096, 131072, 64),
-    "F": (32768, 768, 32768, 32),
-}
-TINY = {"tiny": (8, 128, 64, 2)}
-TABLES = {
-    "encode": encode_topk.IMPLS,
-    "decode": sparse_decode.DECODE,
-    "dots": sparse_decode.DOTS,
-    "scatter": sparse_decode.SCATTER,
-    "backward": sparse_affine.GRADS,
-}
-# what stands in for "gpu" in a whole step; the first is what saex does by itself
-STEPS = {
-    "XLA": (),
-    "Hopper backward": ("backward",),
-    "Hopper backward, decode": ("backward", "decode", "dots", "scatter"),
-    "Hopper all": ("backward", "decode", "dots", "scatter", "encode"),
+PARTS = {  # and the program that measures it
+    "questions": "gpu_parts.py",
+    "ops": "gpu_parts.py",
+    "steps": "gpu_parts.py",
+    "peers": "gpu_peers.py",
 }
 
 
@@ -66,274 +45,113 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--calls", type=int, default=20, help="in a row, between two looks at time")
     parser.add_argument("--hardware", default="h200", help="whose floor; see saex info --hardware")
+    parser.add_argument("--limit", type=int, default=1800, help="seconds that a part may take")
     parser.add_argument("--tiny", action="store_true", help="one small shape: does the code work?")
     parser.add_argument("--out", default=str(HERE / "results" / "gpu"))
     args = parser.parse_args()
     if args.tiny:
-        args.rounds, args.calls, args.out = 1, 1, args.out + "_tiny"
-    clock = Clock(args.rounds, args.calls)
-    shapes = TINY if args.tiny else {name: SHAPES[name] for name in args.shapes}
-    found = {}
-    with gpu_table_on_cpu():
-        for part in args.parts:
-            found[part] = PARTS[part](clock, shapes, args.hardware)
-            write(args.out, found, shapes)  # what is known so far survives what comes
+        args.rounds, args.calls, args.shapes = 1, 1, list(TINY)
+        args.out += "_tiny"
+    for part in args.parts:
+        told = measured(part, args)
+        write(pathlib.Path(args.out), part, told, args.hardware)
 
 
-def gpu_table_on_cpu() -> Any:
-    """Without a GPU the GPU's backends are tried all the same (Hopper's are interpreted)."""
-    if jax.default_backend() != "cpu":
-        return contextlib.nullcontext()
-    stack = contextlib.ExitStack()
-    for table in TABLES.values():
-        stack.enter_context(swapped(table, "cpu", table["gpu"]))
-    return stack
-
-
-def runs_here(op: str, backend: str) -> bool:
-    """All on a GPU; on CPU the kernel of several warpgroups is left out: interpreting it can hang
-    where there are fewer cores than warpgroups.
-    """
-    return jax.default_backend() != "cpu" or (op, backend) != ("encode", "pallas_gpu")
-
-
-@contextlib.contextmanager
-def swapped(table: dict, key: str, backend: Callable) -> Iterator[None]:
-    """``table[key]`` is another backend for a while."""
-    before, table[key] = table[key], backend
-    jax.clear_caches()
-    try:
-        yield
-    finally:
-        table[key] = before
-        jax.clear_caches()
-
-
-class Clock:
-    """Milliseconds of calls, or the error that they end in: one bad kernel ends no benchmark."""
-
-    def __init__(self, rounds: int, calls: int):
-        """Minimum over rounds of the mean over calls."""
-        self.rounds, self.calls = rounds, calls
-
-    def __call__(self, call: Callable[[], Any]) -> float | str:
-        """Milliseconds of one call."""
+def measured(part: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What the process of a part has handed on by its end, whatever that was."""
+    with tempfile.TemporaryDirectory() as folder:
+        to = pathlib.Path(folder) / "found.json"
+        command = [sys.executable, str(HERE / PARTS[part]), "--part", part, "--to", str(to)]
+        command += ["--rounds", str(args.rounds), "--calls", str(args.calls)]
         try:
-            for _ in range(2):
-                jax.block_until_ready(call())
-            return min(self._round(call) for _ in range(self.rounds))
-        except Exception as error:
-            return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-
-    def _round(self, call):
-        started = time.perf_counter()
-        for _ in range(self.calls):
-            out = call()
-        jax.block_until_ready(out)
-        return round(1e3 * (time.perf_counter() - started) / self.calls, 4)
+            done = subprocess.run([*command, "--shapes", *args.shapes], timeout=args.limit)
+            ended = "" if done.returncode == 0 else f"ended with code {done.returncode}"
+        except subprocess.TimeoutExpired:
+            ended = f"stopped after {args.limit} s"
+        told = json.loads(to.read_text()) if to.exists() else {"found": {}}
+    return {**told, "ended": ended}
 
 
-def jitted(f: Callable, *args: Any) -> Callable[[], Any]:
-    """A call of the compiled function on the same arrays."""
-    compiled = jax.jit(f)
-    return lambda: compiled(*args)
+# ---------------------------------------------------------------------------------------- results
 
 
-# -------------------------------------------------------------------------------------------- data
-
-
-def zipf_codes(b: int, n: int, k: int) -> tuple[jax.Array, jax.Array]:
-    """(values, indices): latent i fires with probability ~ 1 / (i + 8), k different ones a row."""
-    gumbel = np.random.default_rng(0).gumbel(size=(min(b, 1024), n)).astype(np.float32)
-    scores = gumbel - np.log(np.arange(n, dtype=np.float32) + 8)
-    chosen = np.argpartition(-scores, k - 1, axis=1)[:, :k].astype(np.int32)
-    chosen = np.random.default_rng(1).permutation(n).astype(np.int32)[chosen]
-    indices = np.resize(chosen, (b, k))
-    return jnp.abs(normal(2, b, k)), jnp.asarray(indices)
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    """Standard normal float32."""
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
-# ------------------------------------------------------------------------------------------- parts
-
-
-def ops(clock: Clock, shapes: dict, hardware: str) -> dict:
-    """Milliseconds of each op, by shape and backend, and GB/s of what has to be moved at least."""
-    found: dict[str, dict] = {}
-    for shape, sizes in shapes.items():
-        for op, (calls, moved) in op_calls(*sizes).items():
-            times = {name: clock(call) for name, call in calls.items()}
-            rates = {
-                name: round(moved / ms / 1e6)
-                for name, ms in times.items()
-                if not isinstance(ms, str)
-            }
-            found.setdefault(shape, {})[op] = {"ms": times, "GB/s": rates}
-            print(shape, op, times, flush=True)
-    return found
-
-
-def op_calls(b: int, d: int, n: int, k: int) -> dict[str, tuple[dict[str, Callable], float]]:
-    """By op: its calls by backend, and the bytes that any of them has to move."""
-    values, indices = zipf_codes(b, n, k)
-    dvalues, g, x, W = normal(3, b, k), normal(4, b, d), normal(5, b, d), normal(6, n, d) / d**0.5
-    gathered, dictionary, rows = 4 * b * k * d, 4 * n * d, 4 * b * d
-
-    def each(op, *args, **static):
-        return {
-            name: jitted(lambda *a, f=TABLES[op][name]: f(*a, *static.values()), *args)
-            for name in ("gpu", "pallas_gpu")
-            if runs_here(op, name)
-        }
-
-    scores = normal(7, b, n)
-    selection = {
-        "lax.top_k": jitted(lambda p: tuple(jax.lax.top_k(p, k)), scores),
-        "gpu": jitted(lambda p: topk.IMPLS["gpu"](p, k), scores),
-    }
-    encode = each("encode", x, x[0], W, normal(8, n), k=k, dtype="bfloat16")
-    encode["matmul alone"] = jitted(gpu_questions.matmul, x, W)
-    return {
-        "top_k": (selection, 4 * b * n),
-        "encode": (encode, dictionary + rows + 4 * b * n),
-        "decode": (each("decode", values, indices, W), gathered + rows),
-        "dots": (each("dots", indices, g, W), gathered + rows),
-        "scatter": (each("scatter", values, indices, g, n=n), gathered + dictionary),
-        "backward": (
-            each("backward", values, dvalues, indices, g, x, W),
-            2 * gathered + 3 * dictionary,
-        ),
-    }
-
-
-def steps(clock: Clock, shapes: dict, hardware: str) -> dict:
-    """Milliseconds of a whole step, and how many times the floor that is."""
-    found = {}
-    for shape, (b, d, n, k) in shapes.items():
-        sae = TopK(d_in=d, n=n, k=k, matmul_dtype="bfloat16", aux_coefficient=0.0)
-        floor = 1e3 * cost.step(sae, b, MeshConfig(), cost.hardware(hardware)).seconds
-        times = {
-            name: step_time(clock, sae, b, ops)
-            for name, ops in STEPS.items()
-            if all(runs_here(op, "pallas_gpu") for op in ops)
-        }
-        aux = TopK(d_in=d, n=n, k=k, matmul_dtype="bfloat16")
-        times["XLA, AuxK on, nothing dead"] = step_time(clock, aux, b, ())
-        found[shape] = {"floor": round(floor, 4), "ms": times}
-        print(shape, found[shape], flush=True)
-    return found
-
-
-def step_time(clock: Clock, sae: TopK, b: int, hopper: Sequence[str]) -> float | str:
-    """Milliseconds of ``make_step``, with Hopper's kernels for the ops that are named."""
-    key = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    with contextlib.ExitStack() as stack:
-        for op in hopper:
-            stack.enter_context(swapped(TABLES[op], key, TABLES[op]["pallas_gpu"]))
-        jax.clear_caches()
-        return clock(saex_step(sae, b))
-
-
-def saex_step(sae: TopK, b: int) -> Callable[[], Any]:
-    """One update after the other on the same rows: Zipf-weighted sums of random directions."""
-    mesh, optim = make_mesh(MeshConfig()), Optim()
-    values, indices = zipf_codes(b, 4096, 16)
-    x = sparse_decode.sparse_decode(values, indices, normal(9, 4096, sae.d_in), "gpu")
-    with jax.set_mesh(mesh):
-        batch = {"x": jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))}
-        sample = {"x": np.asarray(x[: min(b, 4096)])}
-        state = [init_state(sae, optim.transformation(), jax.random.key(0), sample, mesh, "tp")]
-        step, hyper = make_step(sae, optim, 1000), hyper_arrays(sae, optim, 1000)
-        key = jax.random.key(0)
-
-    def call():
-        with jax.set_mesh(mesh):
-            state[0], out = step(state[0], batch, key, hyper)
-        return out
-
-    return call
-
-
-def questions(clock: Clock, shapes: dict, hardware: str) -> dict:
-    """The answers to what could not be known without a GPU."""
-    found = {}
-    for name, ask in gpu_questions.ALL.items():
-        try:
-            found[name] = ask(clock, next(iter(shapes)) == "tiny")
-        except Exception as error:
-            found[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-        print(name, found[name], flush=True)
-    return found
-
-
-def peers(clock: Clock, shapes: dict, hardware: str) -> dict:
-    """Milliseconds of the steps of libraries in torch, where they are installed."""
-    try:
-        import gpu_peers
-    except ImportError as error:
-        return {"not measured": str(error)}
-    return {shape: gpu_peers.steps(clock, *sizes) for shape, sizes in shapes.items()}
-
-
-PARTS = {"questions": questions, "ops": ops, "steps": steps, "peers": peers}
-
-
-# ------------------------------------------------------------------------------------------ tables
-
-
-def write(out: str, found: dict, shapes: dict) -> None:
-    """JSON with everything, and a table to read."""
-    record = where() | {"device": jax.devices()[0].device_kind, "versions": versions()} | found
-    path = pathlib.Path(out)
+def write(path: pathlib.Path, part: str, told: dict[str, Any], hardware: str) -> None:
+    """JSON with everything that is known of the device, and a table to read."""
+    record = merged(earlier(path), part, told) | {"hardware": hardware}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    path.with_suffix(".md").write_text("\n".join(table(record, shapes)) + "\n")
+    path.with_suffix(".md").write_text("\n".join(table(record)) + "\n")
 
 
-def versions() -> dict[str, str]:
-    """Of what is installed."""
-    names = ("saex", "jax", "jaxlib", "torch", "eai-sparsify", "sae-lens", "dictionary-learning")
-    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
-    return {name: installed[name] for name in names if name in installed}
+def earlier(path: pathlib.Path) -> dict[str, Any]:
+    """The record of runs before."""
+    file = path.with_suffix(".json")
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
-def table(record: dict, shapes: dict) -> list[str]:
+def merged(record: dict[str, Any], part: str, told: dict[str, Any]) -> dict[str, Any]:
+    """``record`` with what a part has found; without what is there of another kind of device."""
+    device = told.get("device", record.get("device"))
+    if record.get("device") not in (None, device):
+        print(f"what was measured on {record['device']} is not kept: this is {device}")
+        record = {}
+    about = where() | {"versions": told.get("versions", {}), "ended": told["ended"]}
+    return record | {
+        "device": device,
+        part: {**record.get(part, {}), **told["found"]},
+        "measured": {**record.get("measured", {}), part: about},
+    }
+
+
+def table(record: dict[str, Any]) -> list[str]:
     """Markdown."""
-    lines = [
-        "# saex on a GPU",
-        "",
-        f"`{record['command']}`  ",
-        f"{record['date']}, {record['device']}, {record['machine']}; "
-        + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-    ]
-    if "steps" in record:
-        lines += [
-            "",
-            "| shape | b, d, n, k | step | ms | rows/s | x floor |",
-            "|---|---|---|---|---|---|",
-        ]
-        for shape, row in record["steps"].items():
-            times = row["ms"] | record.get("peers", {}).get(shape, {})
-            size = ", ".join(map(str, shapes[shape]))
-            for name, ms in times.items():
-                rate, ratio = ("", "")
-                if not isinstance(ms, str):
-                    rate, ratio = f"{1e3 * shapes[shape][0] / ms:,.0f}", f"{ms / row['floor']:.2f}"
-                lines.append(f"| {shape} | {size} | {name} | {ms} | {rate} | {ratio} |")
-    if "ops" in record:
-        lines += ["", "| shape | op | backend | ms | GB/s |", "|---|---|---|---|---|"]
-        for shape, by_op in record["ops"].items():
-            for op, row in by_op.items():
-                for name, ms in row["ms"].items():
-                    lines.append(
-                        f"| {shape} | {op} | {name} | {ms} | {row['GB/s'].get(name, '')} |"
-                    )
+    lines = ["# saex on a GPU", "", f"{record['device']}; floors: {record['hardware']}.", ""]
+    for part, about in record["measured"].items():
+        told = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+        ended = f"; {about['ended']}" if about["ended"] else ""
+        lines.append(f"- {part}: `{about['command']}`, {about['date']}, {about['machine']}; {told}")
+        lines[-1] += ended
+    machine = cost.hardware(record["hardware"])
+    lines += _steps(record, machine) + _ops(record, machine)
     for name, answer in record.get("questions", {}).items():
         lines += ["", f"**{name}**: {answer}"]
     return lines
+
+
+def _steps(record: dict[str, Any], machine: Any) -> list[str]:
+    shapes = SHAPES | TINY
+    known = [
+        name for name in shapes if name in {**record.get("steps", {}), **record.get("peers", {})}
+    ]
+    lines = [
+        "",
+        "| shape | b, d, n, k | step | ms | rows/s | x floor |",
+        "|---|---|---|---|---|---|",
+    ]
+    for shape in known:
+        b, d, n, k = shapes[shape]
+        sae = TopK(d, n, k, matmul_dtype="bfloat16", aux_coefficient=0.0)
+        floor = 1e3 * cost.step(sae, b, MeshConfig(), machine).seconds
+        times = {**record.get("steps", {}).get(shape, {}), **record.get("peers", {}).get(shape, {})}
+        for name, ms in times.items():
+            numbers = (
+                ("", "") if isinstance(ms, str) else (f"{1e3 * b / ms:,.0f}", f"{ms / floor:.2f}")
+            )
+            cells = (shape, f"{b}, {d}, {n}, {k}", name, ms, *numbers)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines if known else []
+
+
+def _ops(record: dict[str, Any], machine: Any) -> list[str]:
+    lines = ["", "| shape | op | backend | ms | x floor |", "|---|---|---|---|---|"]
+    for shape, by_op in record.get("ops", {}).items():
+        for op, times in by_op.items():
+            dtype = "bfloat16" if op == "encode" else "float32"
+            floor = 1e3 * cost.op(op, *(SHAPES | TINY)[shape], machine, dtype)
+            for name, ms in times.items():
+                ratio = "" if isinstance(ms, str) else f"{ms / floor:.2f}"
+                lines.append(f"| {shape} | {op} | {name} | {ms} | {ratio} |")
+    return lines if "ops" in record else []
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measure import zipf_codes, zipf_scores
 
 from saex.kernels import csc, sparse_decode, topk
 
@@ -49,20 +50,68 @@ def instructions(f, *args) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in found.most_common()) or "no atomics"
 
 
+# By JAX's version XLA has the one or the other: RAFT's selection in the place of a stable sort.
+RAFT = (
+    "xla_gpu_experimental_use_raft_select_k",
+    "xla_gpu_experimental_enable_raft_for_stable_topk",
+)
+
+
 def selections(clock, tiny: bool) -> Answer:
     """lax.top_k (stable: a sort for k > 16; unstable: RAFT's selection) against two levels."""
     shapes = [(8, 512, 4)] if tiny else [(8192, n, k) for n in (512, 2048, 32768) for k in (32, 64)]
     found = {}
     for b, n, k in shapes:
-        p = jax.random.normal(jax.random.key(0), (b, n))
+        p = jnp.asarray(zipf_scores(min(b, 1024), n))
+        p = jnp.tile(p, (b // len(p), 1))
+        stable = lambda p, k=k: tuple(jax.lax.top_k(p, k))  # noqa: E731
         calls = {
-            "stable": lambda p, k=k: tuple(jax.lax.top_k(p, k)),
-            "two levels": lambda p, k=k: topk.IMPLS["gpu"](p, k),
+            "stable": _call(stable, p),
+            "two levels": _call(lambda p, k=k: topk.IMPLS["gpu"](p, k), p),
             # refused by JAX 0.10, which has no such argument
-            "unstable": lambda p, k=k: tuple(jax.lax.top_k(p, k, is_stable=False)),
+            "unstable": _call(lambda p, k=k: tuple(jax.lax.top_k(p, k, is_stable=False)), p),
         }
-        found[f"{b}, {n}, k={k}"] = {name: clock(_call(f, p)) for name, f in calls.items()}
+        calls |= {f"stable, {flag}": _call(stable, p, options={flag: True}) for flag in RAFT}
+        found[f"{b}, {n}, k={k}"] = {name: clock(call) for name, call in calls.items()}
     return found
+
+
+def decode_fusion(clock, tiny: bool) -> Answer:
+    """Does XLA fuse the gather of rows into their weighted sum, or write [b, k, d] between them?
+
+    By the compiled program: fusions that hold both a gather and a reduction, gathers that are left
+    alone, and temporary memory in parts of a [b, k, d] of floats. GB/s of the gathered rows.
+    """
+    b, k, d, n = (8, 4, 128, 256) if tiny else (8192, 32, 768, 32768)
+    values, indices = map(jnp.asarray, zipf_codes(b, n, k))
+    W = jax.random.normal(jax.random.key(1), (n, d))
+    forms = {
+        "einsum": lambda v, i, W: jnp.einsum("bk,bkd->bd", v, W[i]),
+        "multiply, sum": lambda v, i, W: jnp.sum(v[:, :, None] * W[i], axis=1),
+        "gpu": sparse_decode.DECODE["gpu"],
+    }
+    found = {}
+    for name, f in forms.items():
+        program = jax.jit(f).lower(values, indices, W).compile()
+        fused, alone = gathers(program.as_text())
+        ms = clock(_call(f, values, indices, W))
+        found[name] = {
+            "fused with a sum": fused,
+            "gathers without": alone,
+            "temporary / [b, k, d]": round(
+                program.memory_analysis().temp_size_in_bytes / (4 * b * k * d), 3
+            ),
+            "GB/s": ms if isinstance(ms, str) else round(4 * b * k * d / ms / 1e6),
+        }
+    return found
+
+
+def gathers(text: str) -> tuple[int, int]:
+    """(computations of a compiled text with gather and reduction, those with a gather alone)."""
+    blocks = re.split(r"\n\n+", text)
+    with_gather = [block for block in blocks if re.search(r" gather\(", block)]
+    both = [block for block in with_gather if re.search(r" (reduce|dot)\(", block)]
+    return len(both), len(with_gather) - len(both)
 
 
 def decode_in_cache_and_out(clock, tiny: bool) -> Answer:
@@ -70,8 +119,8 @@ def decode_in_cache_and_out(clock, tiny: bool) -> Answer:
     b, k, d = (8, 4, 128) if tiny else (8192, 32, 768)
     found = {}
     for n in (256, 512) if tiny else (8192, 131072):
-        indices = jax.random.randint(jax.random.key(0), (b, k), 0, n)
-        values, rows = jnp.ones((b, k)), jax.random.normal(jax.random.key(1), (n, d))
+        values, indices = map(jnp.asarray, zipf_codes(b, n, k))
+        rows = jax.random.normal(jax.random.key(1), (n, d))
         for name in ("gpu", "pallas_gpu"):
             ms = clock(_call(sparse_decode.DECODE[name], values, indices, rows))
             rate = ms if isinstance(ms, str) else round(4 * b * k * d / ms / 1e6)
@@ -109,7 +158,7 @@ def sorts(clock, tiny: bool) -> Answer:
     """Milliseconds to sort the slots by latent."""
     found = {}
     for m in (256,) if tiny else (2**18, 2**19, 2**21):
-        indices = jax.random.randint(jax.random.key(0), (m // 32, 32), 0, 32768)
+        indices = jnp.asarray(zipf_codes(m // 32, 32768, 32)[1])
         used = jnp.ones(indices.shape, bool)
         found[f"{m} slots"] = clock(_call(lambda u, i: csc.sort_slots(u, i, 32768), used, indices))
     return found
@@ -122,7 +171,7 @@ def copies(clock, tiny: bool) -> Answer:
     here = jax.device_put(host, device)
     calls = {
         "on the device (read and write)": (_call(lambda a: a + 1, here), 2),
-        "from pageable memory": (lambda: jax.device_put(host + 0, device), 1),
+        "from pageable memory": (lambda: jax.device_put(host, device), 1),
     }
     try:
         pinned = jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host")
@@ -138,31 +187,17 @@ def copies(clock, tiny: bool) -> Answer:
     return found
 
 
-def torch_top_k(clock, tiny: bool) -> Answer:
-    """How many passes over the scores torch.topk takes, in times of one reading pass."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    p = torch.randn((8, 512) if tiny else (8192, 32768), device=device)
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    times = {
-        name: clock(lambda f=f: (f(), wait())[1])
-        for name, f in {"topk": lambda: p.topk(8), "sum": lambda: p.sum(1)}.items()
-    }
-    return {"ms": times}
-
-
-def _call(f, *args):
-    compiled = jax.jit(f)
+def _call(f, *args, options=None):
+    compiled = jax.jit(f, compiler_options=options)
     return lambda: compiled(*args)
 
 
 ALL = {
     "scatter-add: atomics or compare-and-swap": scatter_by_atomics,
     "selections, ms": selections,
+    "decode: gather and sum in one fusion": decode_fusion,
     "gathers, GB/s": decode_in_cache_and_out,
     "bf16 matmuls, TFLOP/s": matmuls,
     "sort of the slots, ms": sorts,
     "copies, GB/s": copies,
-    "torch.topk against a reading pass": torch_top_k,
 }
