@@ -290,6 +290,7 @@ SAES = {
         "n": 4096,  # atoms; no default
         "k": 32,  # steps: at most so many are active
         "tolerance": 0.0,  # inference stops where the residual's norm is at most this
+        "stop_training": False,  # training too
         "atom_dropout": 0.0,  # share of atoms withheld from a batch at first
         "dropout_steps": 0,  # steps with withheld atoms
         "aux_coefficient": 1 / 32,  # weight of AuxK, on what the pursuit leaves over

@@ -3,11 +3,13 @@
     saex train --config=experiments/methods/feature_choice.py --workdir=runs/feature_choice
 
 To look at: dead latents on held-out rows, and how near k the L0 is there (by thresholds), against
-Mutual Choice.
+Mutual Choice. Latents choose from 0.8 of the run on (``sae.choice_from``), which is where the
+learning rate starts to fall (``optim.decay`` 0.2): move both, or what either does cannot be told.
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/feature_choice/store``
 serves the others of this folder. ``--config=experiments/methods/feature_choice.py:mutual_choice``
 trains the method to compare with. Hardware: 2 CPU cores. 157 s on one, without harvest.
+Expected: FVU 0.066 at L0 30.5, no latent dead on held-out rows.
 """
 
 from ml_collections import ConfigDict

@@ -10,6 +10,7 @@ The quickstart's model and rows, of a source that labels comments (``stdlib_comm
 is one of its own, with the column "label", and serves TopK too
 (``--config=experiments/methods/guided.py:topk --config.store=runs/guided/store``). Hardware: 2 CPU
 cores. 130 s on one, with harvest.
+Expected: FVU 0.068 at L0 32.0, 12.4% of the latents dead on held-out rows.
 """
 
 from ml_collections import ConfigDict

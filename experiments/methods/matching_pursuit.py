@@ -7,8 +7,9 @@ steps: ``dataclasses.replace(sae, k=64)``.
 
 The quickstart's model, text and rows: ``--config.store=runs/quickstart/store`` serves it.
 ``--config=experiments/methods/matching_pursuit.py:topk`` trains the method to compare with.
-Hardware: 2 CPU cores; a step makes 32 times TopK's encoder products, hence fewer and smaller
-ones than elsewhere. 704 s on one, without harvest.
+Hardware: 2 CPU cores; a step makes 32 times TopK's encoder products, hence batches of
+half the rows that the others of this folder have. 704 s on one, without harvest.
+Expected: FVU 0.042 at L0 31.9, no latent dead on held-out rows.
 """
 
 from ml_collections import ConfigDict

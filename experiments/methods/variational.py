@@ -3,11 +3,13 @@
     saex train --config=experiments/methods/variational.py --workdir=runs/variational
 
 To look at: FVU and dead latents against TopK's: the paper finds both worse, the more so with a
-larger ``sae.kl_coefficient``.
+larger ``sae.kl_coefficient``. With 2048 latents the noise alone does much of that: at its start of
+0.05 the largest of a row's 2048 draws is as large as a code (``sae.log_variance``).
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/variational/store``
 serves the others of this folder. ``:topk`` trains the method to compare with. Hardware: 2 CPU
 cores. 190 s on one, without harvest.
+Expected: FVU 0.096 at L0 32.0, 71.9% of the latents dead on held-out rows.
 """
 
 from ml_collections import ConfigDict

@@ -17,8 +17,9 @@ from saex.typing import Batch, Params
 class AbsTopK:
     """f = the k entries of (x - b_dec) W_enc^T + b_enc of largest size; x_hat = f W_dec + b_dec.
 
-    Loss: half the squared distance, mean over rows (Zhu, Khalili, Zhu 2025). Taking b_dec from the
-    input, unit decoder rows and the tied start are ours; the source does not name its own.
+    Loss: half the squared distance, mean over rows (Zhu, Khalili, Zhu 2025); no AuxK, which takes
+    positive pre-activations. Taking b_dec from the input, unit decoder rows and the tied start are
+    ours; the source does not name its own.
 
     Fields:
       d_in: activation width. n: latents. k: active latents a row (a sweep's upper bound).

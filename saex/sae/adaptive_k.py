@@ -30,7 +30,9 @@ class AdaptiveK:
     as in ``TopK``; the authors neither divide the MSE by the variance nor detach AuxK's residual.
     They count the penalty half and per batch, with a learning rate and clipping of the probe's own;
     here it is the ridge regression's, so that tuning starts where that ended, and all share one
-    optimiser. The probe sees rows scaled by ``probe_scale``, so that one learning rate suits both.
+    optimiser. So Adam's count of steps is shared too: when the probe's first gradient comes, the
+    corrections of both moments are over, and its first steps are some three times the rate. The
+    probe sees rows scaled by ``probe_scale``, so that one learning rate suits both.
 
     A step costs what ``TopK`` of k_max costs. Compare at equal mean L0, against shuffled k too.
 

@@ -37,7 +37,7 @@ class MatchingPursuit:
       d_in: activation width. n: atoms.
       k: steps (a sweep's upper bound).
       tolerance: inference stops a row where ||r|| is at most this, with rows of mean square norm 1
-        (``normalize``); 0: after k steps.
+        (``normalize``); 0: after k steps. stop_training: so does training (as the authors' code).
       atom_dropout: share of atoms withheld from each batch of the first ``dropout_steps`` steps
         (the authors on MNIST: 0.75 for an epoch), against dead atoms.
       others: as in ``TopK``. matmul_dtype is that of the choice; residuals are float32.
@@ -47,6 +47,7 @@ class MatchingPursuit:
     n: int
     k: int = 32
     tolerance: float = 0.0
+    stop_training: bool = False
     atom_dropout: float = 0.0
     dropout_steps: int = 0
     aux_coefficient: float = 1 / 32
@@ -127,7 +128,8 @@ class MatchingPursuit:
         x, D = affine.scaled(params, batch["x"]), params["W_dec"]
         start = x - params["b_dec"][None]
         held, allowed = jax.lax.stop_gradient((D, start)), self._allowed(D, key, step)
-        values, indices, mine = self._pursue(*held, hyper["k"], 0.0, allowed)
+        tolerance = self.tolerance if self.stop_training else 0.0
+        values, indices, mine = self._pursue(*held, hyper["k"], tolerance, allowed)
         r = _residual(D, start, indices, mine)
         codes = _merged(values, indices)
         stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)

@@ -16,7 +16,8 @@ class TopK:
 
     Loss: s * MSE + aux_coefficient * AuxK, with s = 1 / variance of the sample per dimension, set
     once at initialisation, so that predicting the mean scores 1. Decoder rows have unit norm; the
-    gradient along them is removed before the optimiser sees it. Tied at initialisation.
+    gradient along them is removed before the optimiser sees it. Tied at initialisation. The
+    authors' Adam has eps 6.25e-10 (``optim.eps``, here 1e-8).
 
     Fields:
       d_in: activation width. n: latents. k: active latents a row (a sweep's upper bound).

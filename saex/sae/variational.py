@@ -30,7 +30,9 @@ class Variational:
     the one with ReLU and learned variance, in its mode with b_dec taken from x and unit decoder
     rows; where it put relu(z) for mu into KL (no KL then) we put mu. It weighs KL by 500, beside
     squares that are summed over d. Rows here have mean square norm 1: what was sigma 1 is far more
-    noise, hence the smaller sigma at the start, the wider bounds and the smaller weight.
+    noise, hence the smaller sigma at the start, the wider bounds and the smaller weight. That
+    sigma, 0.05, is still much where latents are many: the largest of 2048 draws is 0.17, and a code
+    of a row of norm 1 that has 32 of them is 0.18.
 
     It costs: mu, log sigma^2, noise and z are dense [b, n], and so is the gradient of KL; W_var is
     a second encoder.

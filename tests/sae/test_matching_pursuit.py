@@ -60,6 +60,22 @@ def test_codes_and_loss_are_the_pursuits():
     np.testing.assert_allclose(out.metrics["l0"], (f > 0).sum(1).mean(), rtol=1e-6)
 
 
+def test_training_may_stop_where_inference_does():
+    x = sample(64)
+    params, stats = init(MatchingPursuit(D, N, K))
+    l0 = {}
+    for stop in (False, True):
+        sae = MatchingPursuit(D, N, K, tolerance=0.3, stop_training=stop)
+        out = loss_of(sae, params, stats, x)[1]
+        l0[stop] = float(out.metrics["l0"])
+        y = np.asarray(sae.decode(params, sae.encode(params, x))) * float(params["scale"])
+        assert (np.abs(out.reconstruction - y).max() < 1e-5) == stop
+    assert l0[True] < l0[False]
+    left = x * float(params["scale"]) - y
+    taken = np.asarray(sae.encode(params, x).dense(N) > 0).sum(1)
+    assert (np.linalg.norm(left, axis=1)[taken < K - 1] <= 0.3 + 1e-6).all()
+
+
 def test_what_is_left_is_orthogonal_and_never_grows():
     params, _ = init(MatchingPursuit(D, N, K))
     x, D_ = sample(64), np.asarray(params["W_dec"])
