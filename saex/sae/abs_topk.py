@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from saex.kernels.encode_topk import pre_activations
-from saex.kernels.topk import top_k
-from saex.sae import affine, losses, ops
+from saex.sae import affine, losses, ops, selection
 from saex.sae.base import ArraySpec, Out, SparseCodes
 from saex.typing import Batch, Params
 
@@ -95,8 +94,6 @@ class AbsTopK:
     def _encode(self, params: Params, x: Any, k: Any) -> SparseCodes:
         weights = params["b_dec"], params["W_enc"], params["b_enc"]
         p = pre_activations(x, *weights, self.matmul_dtype)
-        sizes, indices = top_k(jnp.abs(p), min(self.k, p.shape[1]))
-        kept = ops.keep_largest(sizes, self.k, k) != 0
+        indices, kept = selection.largest(jnp.abs(p), self.k, k)
         values = jnp.where(kept, jnp.take_along_axis(p, indices, axis=1), 0)
-        room = ((0, 0), (0, self.k - values.shape[1]))
-        return affine.used_slots(jnp.pad(values, room), jnp.pad(indices, room))
+        return affine.used_slots(values, indices)

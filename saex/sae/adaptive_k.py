@@ -65,6 +65,7 @@ class AdaptiveK:
     columns: ClassVar[tuple[str, ...]] = ("x", "complexity")
     frozen: ClassVar[tuple[str, ...]] = ()
     unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
+    aux_latents = affine.aux_latents
 
     def __post_init__(self) -> None:
         affine.check_dead_after(self.dead_after_tokens)
@@ -89,11 +90,6 @@ class AdaptiveK:
     def k(self) -> int:
         """k_max: slots a row."""
         return self.k_max
-
-    @property
-    def aux_latents(self) -> int:
-        """k_aux, or the power of two nearest to d_in / 2, at most n."""
-        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """As ``TopK``, and the probe with its scale; stats: also what tuning holds on to."""

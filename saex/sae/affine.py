@@ -15,6 +15,7 @@ from saex.kernels import zeros_as
 from saex.kernels.adam.reference import unit_rows
 from saex.kernels.encode_topk import pre_activations
 from saex.kernels.sparse_affine import sparse_affine, sparse_affine_aux
+from saex.kernels.sparse_affine.dead import cut as dead_cut
 from saex.kernels.sparse_affine.dead import largest, listed
 from saex.kernels.topk import top_k
 from saex.sae import losses, ops
@@ -238,9 +239,10 @@ def _dead_cut(params, x, dead, k_aux, matmul_dtype):
     k = min(k_aux, dead.shape[0])
 
     def search(weights):
-        x, W_enc, b_enc = weights
-        best = largest(x, W_enc, b_enc, ops.own(listed(dead)), k, matmul_dtype)
-        everyone = ops.latents_gather(best)
+        args = *weights, ops.own(listed(dead)), k, matmul_dtype
+        if ops.latents_count(dead) == dead.shape[0]:
+            return dead_cut(*args)
+        everyone = ops.latents_gather(largest(*args))
         best, _ = top_k(everyone, min(k_aux, everyone.shape[1]))
         return best[:, -1:]
 
@@ -290,6 +292,12 @@ def tally(
 def latents_for_aux(k_aux: int | None, d: int, n: int) -> int:
     """k_aux, or the power of two nearest to d / 2; at most n."""
     return min(k_aux or 2 ** round(math.log2(max(d / 2, 1))), n)
+
+
+@property
+def aux_latents(sae: Any) -> int:
+    """k_aux, or the power of two nearest to d_in / 2, at most n: a property that methods share."""
+    return latents_for_aux(sae.k_aux, sae.d_in, sae.n)
 
 
 LONGEST_COUNT = 2**30  # rows; counters stop here, since an int32 turns negative at 2^31

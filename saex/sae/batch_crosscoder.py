@@ -53,14 +53,14 @@ class BatchCrosscoder:
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ("threshold",)
     unit_rows: ClassVar[tuple[str, ...]] = ()
+    aux_latents = affine.aux_latents
 
     def __post_init__(self) -> None:
         sites.check_widths(self.site_widths, self.d_in)
         affine.check_k(self.k, self.n)
         affine.check_dead_after(self.dead_after_tokens)
         selection.check_capacity(self.capacity, self.k)
-        if not 0 < self.threshold_rate <= 1:
-            raise ValueError(f"threshold_rate={self.threshold_rate}: above 0, at most 1")
+        selection.check_rate(self.threshold_rate)
 
     @property
     def d_out(self) -> int:
@@ -71,11 +71,6 @@ class BatchCrosscoder:
     def site_widths(self) -> tuple[int, ...]:
         """``widths``, of one site where there are none."""
         return self.widths or (self.d_in,)
-
-    @property
-    def aux_latents(self) -> int:
-        """k_aux, or the power of two nearest to d_in / 2, at most n."""
-        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """See ``crosscoder.specs``, and thresholds; stats as ``TopK``, and their running mean."""

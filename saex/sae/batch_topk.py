@@ -52,13 +52,13 @@ class BatchTopK:
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ("threshold",)
     unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
+    aux_latents = affine.aux_latents
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
         affine.check_dead_after(self.dead_after_tokens)
         selection.check_capacity(self.capacity, self.k)
-        if not 0 < self.threshold_rate <= 1:
-            raise ValueError(f"threshold_rate={self.threshold_rate}: above 0, at most 1")
+        selection.check_rate(self.threshold_rate)
 
     @property
     def d_out(self) -> int:
@@ -126,8 +126,3 @@ class BatchTopK:
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""
         return state
-
-    @property
-    def aux_latents(self) -> int:
-        """k_aux, or the power of two nearest to d_in / 2, at most n."""
-        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)

@@ -54,6 +54,7 @@ class FeatureChoice:
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ("threshold",)
     unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
+    aux_latents = affine.aux_latents
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
@@ -61,18 +62,12 @@ class FeatureChoice:
         zipf.check(self.underused, self.density_rows, self.law_every)
         if not 0 <= self.choice_from <= 1:
             raise ValueError(f"choice_from={self.choice_from}: a share of the run, 0 to 1")
-        if not 0 < self.threshold_rate <= 1:
-            raise ValueError(f"threshold_rate={self.threshold_rate}: above 0, at most 1")
+        selection.check_rate(self.threshold_rate)
 
     @property
     def d_out(self) -> int:
         """d_in."""
         return self.d_in
-
-    @property
-    def aux_latents(self) -> int:
-        """k_aux, or the power of two nearest to d_in / 2, at most n."""
-        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """See ``affine.specs``, and a threshold a latent; stats as ``MutualChoice``."""

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from saex.kernels.encode_topk import pre_activations
-from saex.kernels.topk import top_k
-from saex.sae import affine, losses, ops
+from saex.sae import affine, losses, ops, selection
 from saex.sae.base import ArraySpec, Out, SparseCodes
 from saex.typing import Batch, Params
 
@@ -54,6 +53,7 @@ class GradientTopK:
     columns: ClassVar[tuple[str, ...]] = ("x", "gradient")
     frozen: ClassVar[tuple[str, ...]] = ()
     unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
+    aux_latents = affine.aux_latents
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
@@ -65,11 +65,6 @@ class GradientTopK:
     def d_out(self) -> int:
         """d_in."""
         return self.d_in
-
-    @property
-    def aux_latents(self) -> int:
-        """k_aux, or the power of two nearest to d_in / 2, at most n."""
-        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """See ``affine.specs``, and gradient_scale; stats as ``TopK``."""
@@ -142,13 +137,9 @@ class GradientTopK:
         g = g.astype(jnp.float32) * params["gradient_scale"]
         inputs = g.astype(self.matmul_dtype), params["W_dec"].astype(self.matmul_dtype)
         effect = jnp.abs(jnp.einsum("bd,nd->bn", *inputs, preferred_element_type=jnp.float32))
-        scores = z * (1 + beta * effect)
-        size = min(self.k, scores.shape[1])
-        best, indices = top_k(scores, size)
-        kept = ops.keep_largest(best, self.k, k) != 0
+        indices, kept = selection.largest(z * (1 + beta * effect), self.k, k)
         values = jnp.where(kept, jnp.take_along_axis(z, indices, axis=1), 0)
-        room = ((0, 0), (0, self.k - size))  # a device of fewer latents still hands on k slots
-        return affine.used_slots(jnp.pad(values, room), jnp.pad(indices, room)), z
+        return affine.used_slots(values, indices), z
 
 
 def _moved(z: jax.Array, codes: SparseCodes) -> jax.Array:

@@ -56,6 +56,7 @@ class Guided:
     columns: ClassVar[tuple[str, ...]] = ("x", "label")
     frozen: ClassVar[tuple[str, ...]] = ()
     unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
+    aux_latents = affine.aux_latents
 
     def __post_init__(self) -> None:
         self.plain()  # checks what it shares
@@ -74,11 +75,6 @@ class Guided:
     def column_widths(self) -> dict[str, int]:
         """label has one number for each concept."""
         return {"label": self.concepts}
-
-    @property
-    def aux_latents(self) -> int:
-        """k_aux, or the power of two nearest to d_in / 2, at most n."""
-        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
 
     def plain(self) -> TopK:
         """The TopK that it is without labels."""

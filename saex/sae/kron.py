@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saex.kernels.topk import top_k
-from saex.sae import affine, losses, ops
+from saex.sae import affine, losses, ops, selection
 from saex.sae.base import ArraySpec, Out, SparseCodes
 from saex.typing import Batch, Params
 
@@ -59,6 +58,7 @@ class KronSAE:
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
     unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
+    aux_latents = affine.aux_latents
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
@@ -80,11 +80,6 @@ class KronSAE:
     def heads(self) -> int:
         """How many heads the latents come from."""
         return self.n // (self.base * self.extension)
-
-    @property
-    def aux_latents(self) -> int:
-        """k_aux, or the power of two nearest to d_in / 2, at most n."""
-        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """As ``TopK``, but for the encoder: one row a unit, by heads."""
@@ -177,16 +172,13 @@ class KronSAE:
 
     def _largest(self, units: Any, z: Any, k: int, active_k: Any) -> SparseCodes:
         """The ``active_k`` largest of all devices' z, as functions of the units."""
-        sizes, at = top_k(z, min(k, z.shape[1]))
-        kept = ops.keep_largest(sizes, k, active_k) > 0
+        at, kept = selection.largest(z, k, active_k)
         head, pair = jnp.divmod(at, self.base * self.extension)
         i, j = jnp.divmod(pair, self.extension)
         flat, first = units.reshape(units.shape[0], -1), head * (self.base + self.extension)
         p = jnp.take_along_axis(flat, first + i, axis=1)
         q = jnp.take_along_axis(flat, first + self.base + j, axis=1)
-        values = jnp.where(kept, self._mand(p, q), 0)
-        room = ((0, 0), (0, k - values.shape[1]))  # a device with fewer latents hands on k slots
-        return affine.used_slots(jnp.pad(values, room), jnp.pad(at, room))
+        return affine.used_slots(jnp.where(kept, self._mand(p, q), 0), at)
 
     def _aux(self, params: Params, x: Any, residual: Any, dead: Any) -> tuple[Any, Any]:
         """(AuxK, latents that it served); nothing is computed where nothing is dead."""

@@ -61,6 +61,7 @@ class Matryoshka:
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ("threshold",)
     unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
+    aux_latents = affine.aux_latents
 
     def __post_init__(self) -> None:
         self.whole()  # checks what it shares
@@ -89,11 +90,6 @@ class Matryoshka:
     def groups(self) -> int:
         """G, the number of prefixes."""
         return self.sampled or len(self.fractions)
-
-    @property
-    def aux_latents(self) -> int:
-        """k_aux, or the power of two nearest to d_in / 2, at most n."""
-        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
 
     def whole(self, n: int | None = None) -> BatchTopK:
         """The BatchTopK of the first n (None: all) latents."""

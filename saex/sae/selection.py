@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from saex.kernels import zeros_as
 from saex.kernels.encode_topk import encode_topk
+from saex.kernels.topk import top_k
 from saex.sae import affine, ops
 from saex.sae.base import DenseCodes
 from saex.typing import Params
@@ -39,6 +40,12 @@ def check_capacity(capacity: int | None, least: int) -> None:
     """Raises ValueError for fewer candidates than the mean row needs."""
     if capacity and capacity < least:
         raise ValueError(f"capacity={capacity}: at least k={least}, 0 (densely) or None")
+
+
+def check_rate(threshold_rate: float) -> None:
+    """Raises ValueError for a weight that makes no running mean."""
+    if not 0 < threshold_rate <= 1:
+        raise ValueError(f"threshold_rate={threshold_rate}: above 0, at most 1")
 
 
 def batch_cut(values: Float[Array, "b c"], total: Any) -> Float[Array, ""]:
@@ -84,6 +91,24 @@ def top_of_batch(
     kept = (values >= cut) & (values > 0)
     exact = everywhere(~kept[:, -1]) if values.shape[1] < n_local else jnp.bool_(True)
     return jnp.where(kept, values, 0), cut, exact
+
+
+def largest(
+    scores: Float[Array, "b n"], k: int, active_k: Any
+) -> tuple[Int[Array, "b k"], Bool[Array, "b k"]]:
+    """(indices, kept): which of this device's latents are among each row's ``active_k`` largest.
+
+    For methods that have all scores at hand; those with an affine encoder and no others have
+    ``ops.select_topk``. Scores of 0 and below are never kept. No gradient.
+
+    Args:
+      scores: this device's. k: bound on active_k, static; a device of fewer latents still hands on
+        k slots. active_k: as ``ops.keep_largest``.
+    """
+    values, indices = top_k(jax.lax.stop_gradient(scores), min(k, scores.shape[1]))
+    kept = ops.keep_largest(values, k, active_k) > 0
+    room = ((0, 0), (0, k - values.shape[1]))
+    return jnp.pad(indices, room), jnp.pad(kept, room)
 
 
 def norm_cut(values: Float[Array, "b c"], norm: Float[Array, " b"]) -> Float[Array, " b"]:

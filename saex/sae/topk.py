@@ -42,6 +42,7 @@ class TopK:
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
     unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
+    aux_latents = affine.aux_latents
 
     def __post_init__(self) -> None:
         affine.check_k(self.k, self.n)
@@ -53,11 +54,6 @@ class TopK:
     def d_out(self) -> int:
         """d_in."""
         return self.d_in
-
-    @property
-    def aux_latents(self) -> int:
-        """k_aux, or the power of two nearest to d_in / 2, at most n."""
-        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """See ``affine.specs``; stats: rows since each latent fired, and the loss scale s."""

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from saex.kernels.encode_topk import pre_activations
-from saex.kernels.topk import top_k
-from saex.sae import affine, losses, ops
+from saex.sae import affine, losses, ops, selection
 from saex.sae.base import ArraySpec, Out, SparseCodes
 from saex.sae.topk import TopK
 from saex.typing import Batch, Params
@@ -64,6 +63,7 @@ class Variational:
     columns: ClassVar[tuple[str, ...]] = ("x",)
     frozen: ClassVar[tuple[str, ...]] = ()
     unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
+    aux_latents = affine.aux_latents
 
     def __post_init__(self) -> None:
         self.plain()  # checks what it shares
@@ -77,11 +77,6 @@ class Variational:
     def d_out(self) -> int:
         """d_in."""
         return self.d_in
-
-    @property
-    def aux_latents(self) -> int:
-        """k_aux, or the power of two nearest to d_in / 2, at most n."""
-        return affine.latents_for_aux(self.k_aux, self.d_in, self.n)
 
     def plain(self) -> TopK:
         """The TopK that it is at inference."""
@@ -159,11 +154,8 @@ class Variational:
 
     def _largest(self, z: Any, k: Any) -> SparseCodes:
         """relu of the k largest of all devices' z; what is chosen is held constant."""
-        sizes, at = top_k(jax.lax.stop_gradient(z), min(self.k, z.shape[1]))
-        kept = ops.keep_largest(sizes, self.k, k) > 0
-        values = jnp.where(kept, jnp.take_along_axis(z, at, axis=1), 0)
-        room = ((0, 0), (0, self.k - values.shape[1]))
-        return affine.used_slots(jnp.pad(values, room), jnp.pad(at, room))
+        at, kept = selection.largest(z, self.k, k)
+        return affine.used_slots(jnp.where(kept, jnp.take_along_axis(z, at, axis=1), 0), at)
 
 
 LOWEST, HIGHEST = -10.0, 2.0  # bounds of log sigma^2
