@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from saex.cost.slots import is_sparse, slots
 from saex.kernels.encode_topk.cpu import block_rows
-from saex.kernels.sparse_affine.dead import BLOCK
+from saex.kernels.sparse_affine.dead import BLOCK, ROWS
 from saex.kernels.topk.cpu import two_levels
 from saex.sharding import MeshConfig, bytes_per_device
 
@@ -262,11 +262,20 @@ def _sparse(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
     moments = {"selection": kept + slots + scores * 4 * block_rows(b) * n}
     if getattr(sae, "aux_coefficient", 0):
         gathered = 2 * matrix if mesh.strategy == "fsdp" and mesh.model > 1 else 0
-        auxiliary = _auxiliary(sae.aux_latents, b, n, mesh.model)
+        auxiliary = _auxiliary_on_cpu(sae.aux_latents, b, n, mesh.model)
         moments["auxk"] = kept + slots + gathered + auxiliary
     if mesh.strategy == "tp" or mesh.model > 1:  # else the optimiser sees a small part of each
         moments["update"] = CPU.update * matrix + row
     return moments
+
+
+def _auxiliary_on_cpu(k_aux: int, b: int, n: int, model: int) -> int:
+    """A block's codes and their gradient, and the dead latents of a block of rows, where the search
+    is by bisection: on one device.
+    """
+    if model > 1:
+        return _auxiliary(k_aux, b, n, model)
+    return 4 * (2 * b * min(BLOCK, n) + min(b, ROWS) * n)
 
 
 def _auxiliary(k_aux: int, b: int, n: int, model: int) -> int:

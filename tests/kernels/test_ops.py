@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from saex.kernels import sparse_affine as sa
 from saex.kernels import sparse_decode as sd
 from saex.kernels.encode_topk import pre_activations
-from saex.kernels.sparse_affine.dead import listed
+from saex.kernels.sparse_affine.dead import CUTS, cut, listed
+from saex.kernels.sparse_affine.dead import decode as decode_dead
 from saex.kernels.sparse_decode import cases as decode_cases
 from saex.sae.base import SparseCodes
 from tests.kernels import oracles
@@ -169,3 +170,32 @@ def test_dead_latents_beside_the_living_equal_dense_products(impl, block, monkey
     (out, grads), (wanted, expected) = aux_of(impl, *args, through), dense_aux(*args, through)
     close(out, wanted, atol=1e-4)
     close(grads, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("impl", sorted(CUTS))
+@pytest.mark.parametrize("n_dead, k", [(40, 7), (64, 1), (40, 40), (3, 7)])
+def test_a_cut_is_the_kth_largest_of_the_dead_and_lets_k_of_them_in(
+    impl, n_dead, k, dtype, monkeypatch
+):
+    monkeypatch.setattr("saex.kernels.sparse_affine.dead.BLOCK", 16)
+    monkeypatch.setattr("saex.kernels.sparse_affine.dead.ROWS", 8)
+    x, W_enc, b_enc, W_dec = normal(11, (21, 6), (64, 6), (64,), (64, 5))
+    dead = np.random.default_rng(12).permutation(64) < n_dead
+    of_dead = listed(jnp.asarray(dead))
+    got = np.asarray(cut(x, W_enc, b_enc, of_dead, k, dtype, impl))
+    p = np.asarray(pre_activations(x, jnp.zeros(6), W_enc, b_enc, dtype))
+    p = np.sort(np.where(dead, np.maximum(p, 0), 0), axis=1)
+    np.testing.assert_allclose(got[:, 0], p[:, -k], rtol=1e-5)
+    _, active = decode_dead(x, W_enc, b_enc, W_dec, of_dead, jnp.asarray(got), dtype)
+    assert int(active.sum()) == np.minimum((p > 0).sum(1), k).sum()  # to the last bit
+
+
+@pytest.mark.parametrize("impl", sorted(CUTS))
+def test_dead_latents_equal_at_the_cut_are_all_let_in(impl):
+    x, W_enc = jnp.ones((2, 3)), jnp.repeat(jnp.float32([[1], [2], [2], [3]]), 3, axis=1)
+    of_dead, b_enc = listed(jnp.ones(4, bool)), jnp.zeros(4)
+    got = cut(x, W_enc, b_enc, of_dead, 2, "float32", impl)
+    np.testing.assert_array_equal(got, [[6], [6]])
+    _, active = decode_dead(x, W_enc, b_enc, W_enc, of_dead, got, "float32")
+    np.testing.assert_array_equal(active, [0, 2, 2, 2])

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from saex.kernels import zeros_as
+from saex.kernels import pick, zeros_as
 
 BLOCK = 1024  # latents of a block
+ROWS = 256  # of which ``by_bisection`` holds all dead latents: 3000 of them are 3 MB
 
 
 class Dead(NamedTuple):
@@ -45,6 +46,80 @@ def largest(
         return jax.lax.top_k(jnp.concatenate([best, f], axis=1), k)[0]
 
     return _loop(dead, step, zeros_as((x.shape[0], k), x))
+
+
+def cut(
+    x: Float[Array, "b d"],
+    W_enc: Float[Array, "n d"],
+    b_enc: Float[Array, " n"],
+    dead: Dead,
+    k: int,
+    dtype: str,
+    impl: str | None = None,
+) -> Float[Array, "b 1"]:
+    """Each row's k-th largest pre-activation among the dead, or 0 where fewer are above 0.
+
+    Args:
+      x: rows less b_pre. k: at most n. dtype: of the matmul's inputs.
+      impl: a name from ``CUTS``, or None for the target's own.
+
+    Raises:
+      ValueError: an unknown ``impl``.
+    """
+    return pick(CUTS, impl)(x, W_enc, b_enc, dead, k, dtype)
+
+
+def by_selection(x, W_enc, b_enc, dead, k, dtype):
+    """The last of the k largest."""
+    return largest(x, W_enc, b_enc, dead, k, dtype)[:, -1:]
+
+
+def by_bisection(x, W_enc, b_enc, dead, k, dtype):
+    """By counting, a block of rows at a time; nothing is sorted.
+
+    XLA on CPU sums over d alike for any number of rows above one, so that these pre-activations
+    have the bits of those in ``decode``, which takes all rows at once.
+    """
+    b, d = x.shape
+    rows = -(-b // -(-b // ROWS))  # blocks of one size, but for less than a row of each
+
+    def of_rows(rows):
+        bits = _bits(rows, W_enc, b_enc, dead, dtype)
+        return jax.lax.bitcast_convert_type(_kth(bits, dead, k), jnp.float32)
+
+    blocks = jnp.pad(x, ((0, -b % rows), (0, 0))).reshape(-1, rows, d)
+    return jax.lax.map(of_rows, blocks).reshape(-1, 1)[:b]
+
+
+CUTS = {"reference": by_selection, "cpu": by_bisection}
+
+
+def _bits(x, W_enc, b_enc, dead, dtype):
+    """int32 [blocks, b, size]: relu of pre-activations as integers, which order like them."""
+    size = min(BLOCK, W_enc.shape[0])
+
+    def step(i, bits):
+        _, f = _block(i, x, W_enc, b_enc, dead, dtype)
+        f = jax.lax.bitcast_convert_type(f, jnp.int32)[None]
+        return jax.lax.dynamic_update_slice_in_dim(bits, f, i, axis=0)
+
+    shape = dead.order.shape[0] // size, x.shape[0], size
+    return _loop(dead, step, zeros_as(shape, x, jnp.int32))
+
+
+def _kth(bits, dead, k):
+    """int32 [b]: the largest number that at least k of a row's are as large as, or 0."""
+    zero = zeros_as((bits.shape[1],), bits)
+
+    def halve(_, bounds):
+        low, high = bounds  # at least k are >= low (or it is 0), fewer are >= high
+        middle = low + (high - low) // 2
+        count = _loop(dead, lambda i, c: c + jnp.sum(bits[i] >= middle[:, None], axis=1), zero)
+        enough = count >= k
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    beyond = jax.lax.bitcast_convert_type(jnp.float32(jnp.inf), jnp.int32) + 1
+    return jax.lax.fori_loop(0, 31, halve, (zero, zero + beyond))[0]
 
 
 def decode(
