@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 SAES = {
     "feature_choice": {"k": 32, "density_rows": 200_000, "law_every": 25, "threshold_rate": 0.02},
-    "mutual_choice": {"k": 32, "density_rows": 200_000, "law_every": 25},
+    "mutual_choice": {"k": 32, "density_rows": 200_000, "law_every": 25, "threshold_rate": 0.05},
 }
 
 

@@ -8,14 +8,16 @@ and in the report that low latents are the general ones.
 The quickstart's model, text and rows: after one run ``--config.store=runs/matryoshka/store``
 serves the others of this folder. ``:sampled`` draws ten prefixes in each step; ``:batch_topk``
 trains the method to compare with. Hardware: 2 CPU cores. 171 s on one, without harvest.
+With batches of 1024 rows: FVU 0.080 at L0 31.7 (0.083 at 29.4 with ``threshold_rate`` 0.01,
+whose mean lags behind a run of 300 steps), 16% of the latents dead on held-out rows.
 """
 
 from ml_collections import ConfigDict
 
 SAES = {
-    "matryoshka": {"name": "matryoshka", "k": 32},
-    "sampled": {"name": "matryoshka", "k": 32, "sampled": 10},
-    "batch_topk": {"name": "batch_topk", "k": 32},
+    "matryoshka": {"name": "matryoshka", "k": 32, "threshold_rate": 0.05},
+    "sampled": {"name": "matryoshka", "k": 32, "threshold_rate": 0.05, "sampled": 10},
+    "batch_topk": {"name": "batch_topk", "k": 32, "threshold_rate": 0.05},
 }
 
 
