@@ -45,10 +45,13 @@ PANELS = {
         Panel("dead", "share of dead latents", by=("method", "k")),
         Panel("fvu", "FVU", by=("method", "k")),
     ),
-    "gradient_topk": (Panel("ce_increase", "nats lost"), Panel("fvu", "FVU")),
+    "gradient_topk": (
+        Panel("ce_increase", "nats lost", CHOSEN, ("method", "k")),
+        Panel("fvu", "FVU", CHOSEN, ("method", "k")),
+    ),
     "ground_truth": (
-        Panel("near", "mean cosine of latents and features over L0", x="l0"),
-        Panel("fvu", "FVU over L0", x="l0"),
+        Panel("found", "share found, independent features", {"data": "independent"}),
+        Panel("found", "share found, trees", {"data": "trees"}),
     ),
     "group_bias": (
         Panel("at_0.8", "share found at cosine 0.8", BEST),
@@ -78,7 +81,10 @@ PANELS = {
         Panel("fvu", "FVU", CHOSEN),
         Panel("ce_increase", "nats lost", CHOSEN),
     ),
-    "top_afa": (Panel("fvu", "FVU"), Panel("eps_lbo", "eps-LBO")),
+    "top_afa": (
+        Panel("fvu", "FVU", by=("method", "weight")),
+        Panel("eps_lbo", "eps-LBO", by=("method", "weight")),
+    ),
     "transcoder": (
         Panel("ce_increase", "nats lost over L0", x="l0"),
         Panel("fvu", "FVU over L0", x="l0"),
