@@ -68,6 +68,16 @@ def test_every_site_weighs_the_same():
         np.testing.assert_allclose((part**2).sum(1).mean(), 1, rtol=1e-5)
 
 
+def test_latents_see_centred_rows_at_first():
+    sae, x = BatchCrosscoder(D, N, WIDTHS, K, b_dec_init="mean"), sample() + 5
+    params, _ = init(sae, x)
+    scale, W = np.asarray(params["scale"]), np.asarray(params["W_enc"])
+    p = x * scale @ W.T + np.asarray(params["b_enc"])
+    np.testing.assert_allclose(p, (x - x.mean(0)) * scale @ W.T, atol=1e-4)
+    kept = p > np.asarray(params["threshold"])  # which are those of these very rows
+    assert kept.sum() == pytest.approx(K * len(x), rel=1e-3)
+
+
 def test_one_site_is_relu():
     for changes in ({}, {"widths": (D,)}):
         one, other = Crosscoder(D, N, **changes), ReLU(D, N)

@@ -129,6 +129,17 @@ def test_the_start():
     assert count == D * HEADS * (BASE + EXT) + HEADS * (BASE + EXT) + N * D + D
 
 
+def test_units_see_centred_rows_at_first():
+    x = sample(256) + 5
+    params, _ = jax.jit(KronSAE(D, N, K, BASE, EXT).init)(jax.random.key(0), {"x": x})
+    W, b, scale = (np.asarray(params[name]) for name in ("W_enc", "b_enc", "scale"))
+    centred = np.einsum("bd,hed->bhe", (x - x.mean(0)) * scale, W)
+    np.testing.assert_allclose(np.einsum("bd,hed->bhe", x * scale, W) + b, centred, atol=1e-5)
+    published = KronSAE(D, N, K, BASE, EXT, b_dec_init="zeros")
+    params, _ = jax.jit(published.init)(jax.random.key(0), {"x": x})
+    assert not np.any(params["b_enc"]) and not np.any(params["b_dec"])
+
+
 def test_bad_values_are_refused():
     for changes, message in (({"n": 37}, "n=37"), ({"k": 0}, "k=0"), ({"epsilon": -1.0}, "-1")):
         with pytest.raises(ValueError, match=message):
