@@ -4,6 +4,10 @@ Members may differ in seed, learning rate and whatever their method's ``hyper`` 
 state of its own, in two layouts that may be combined: *slots*, states one behind the other in one
 program (unrolled: a member costs what it costs alone), and, on a mesh with a sweep axis, *places*,
 parts of the mesh that work at the same time. Member m is on place m % sweep of slot m // sweep.
+
+A member that is not finite any more goes on, and what it computes is not looked at. To keep its
+last good state instead, a step would have to hold old and new numbers until it knows: a pass over
+both behind the optimiser's, half as much traffic again, for numbers that no one reads.
 """
 
 from collections.abc import Callable, Sequence
