@@ -49,9 +49,9 @@ def update(sae: Any, optim: Optim, steps: int) -> Callable:
 
         (_, (loss, out)), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
         lr = hyper["lr"] * optim.factor(state.step, steps)
-        # Mapped over a sharded axis, through which no gradient is taken (that would fail): from here
-        # on there is none, and sums are over a member's own devices. A kernel that is mapped over
-        # members was never compiled: those get optax.
+        # Mapped over a sharded axis, where a gradient would fail: none is taken from here on, and
+        # sums are over a member's own devices. A kernel that is mapped over members was never
+        # compiled: those get optax.
         how = descend_fused if fused(optim, sae) and not members else descend
         down = each(functools.partial(how, optim, sae.unit_rows))
         trainable, opt_state, norm, total = down(trainable, grads, state.opt_state, lr)
