@@ -50,7 +50,8 @@ def cut(starts: Int[Array, " n1"], length: int, bound: int, skip: int = 0) -> Pi
 
     Args:
       starts: of segments, as in ``Slots``.
-      bound: how many pieces to make room for; ``most_pieces`` says how many there can be.
+      bound: how many pieces to make room for: m // length + min(n, m) hold those of m slots of n
+        latents, and m // length what is left of them after one of each.
       skip: pieces of each segment to leave out, from its beginning.
     """
     counts = starts[1:] - starts[:-1]
@@ -64,11 +65,6 @@ def cut(starts: Int[Array, " n1"], length: int, bound: int, skip: int = 0) -> Pi
     first = starts[owner] + (c - new_starts[owner] + skip) * length
     left = jnp.clip(starts[owner + 1] - first, 0, length)
     return Pieces(owner, jnp.minimum(first, starts[-1]), left, new_starts)
-
-
-def most_pieces(slots: int, n: int, length: int) -> int:
-    """The largest number of pieces of ``length`` that ``slots`` slots of n latents can make."""
-    return slots // length + min(n, slots)
 
 
 def first_at_least(keys: Int[Array, " m"], n: int) -> Int[Array, " n"]:
