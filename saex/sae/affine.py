@@ -239,10 +239,12 @@ def _dead_cut(params, x, dead, k_aux, matmul_dtype):
     k = min(k_aux, dead.shape[0])
 
     def search(weights):
-        args = *weights, ops.own(listed(dead)), k, matmul_dtype
+        x, W_enc, b_enc = weights
+        of_dead = ops.own(listed(dead))
         if ops.latents_count(dead) == dead.shape[0]:
-            return dead_cut(*args)
-        everyone = ops.latents_gather(largest(*args))
+            return dead_cut(x, W_enc, b_enc, of_dead, k, matmul_dtype)
+        best = largest(x, W_enc, b_enc, of_dead, k, matmul_dtype)
+        everyone = ops.latents_gather(best)
         best, _ = top_k(everyone, min(k_aux, everyone.shape[1]))
         return best[:, -1:]
 

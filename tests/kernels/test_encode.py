@@ -51,7 +51,7 @@ def test_encode_topk_of_drawn_shapes(impl, b, d, n, k, seed):
     np.testing.assert_array_equal(values, expected)
 
 
-@pytest.mark.parametrize("impl", [None, *runs_here(IMPLS)])
+@pytest.mark.parametrize("impl", runs_here(IMPLS))
 def test_encode_topk_has_the_gradients_of_the_dense_form(impl):
     b, d, n, k = 5, 6, 40, 3
     args = normal(1, *shapes(b, d, n))
@@ -163,7 +163,6 @@ def materialised(program, n):
     [
         (2048, 4096, "float32", 1),
         (2048, 4096, "bfloat16", 1),
-        (1500, 4096, "float32", 1),
         (2048, 2048, "float32", 2),  # one level: the second one takes the first one's place
     ],
 )
@@ -174,12 +173,12 @@ def test_a_step_holds_the_scores_of_one_block_once(b, n, dtype, writes):
     assert {rows: len(lines) for rows, lines in found.items()} == {cpu.block_rows(b): writes}
 
 
-@pytest.mark.parametrize("n", [4096, 2048])
-def test_encode_topk_needs_room_for_one_block_of_scores(n):
-    b, d, k = 2048, 64, 16
+@pytest.mark.parametrize("b, n", [(2048, 4096), (2048, 2048), (1500, 4096)])
+def test_encode_topk_needs_room_for_one_block_of_scores(b, n):
+    d, k = 64, 16
     args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes(b, d, n)]
     program = encode.lower(*args, k, "float32", "cpu").compile()
     held = program.memory_analysis().temp_size_in_bytes
-    assert 1 <= held / (4 * 1024 * n) < 1.4
+    assert 1 <= held / (4 * cpu.block_rows(b) * n) < 1.4
     program = jax.jit(lambda *a: jnp.sort(pre_activations(*a))[:, :k]).lower(*args).compile()
     assert len(materialised(program, n)[b]) > 1  # and the check can fail
