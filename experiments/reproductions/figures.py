@@ -139,7 +139,8 @@ def beside(axis: Any, groups: Mapping[str, list], panel: Panel) -> None:
         axis.plot([at - 0.3, at + 0.3], [mean, mean], color="black", linewidth=1)
     axis.set_xticks(range(len(groups)), [wrapped(name) for name in groups], fontsize=7)
     axis.set_xlim(-0.6, len(groups) - 0.4)
-    axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+    low, high = min(0, axis.get_ylim()[0]), axis.get_ylim()[1]
+    axis.set_ylim(low, high + 0.05 * (high - low))  # dots of little spread stay clear of the top
     if len(groups) > 4:
         axis.tick_params(axis="x", rotation=90)
 

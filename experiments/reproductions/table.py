@@ -91,11 +91,14 @@ def rates(record: dict[str, Any]) -> str:
     grids = [grid for grid in record.get("rates", []) if grid.get("chosen", True)]
     if not grids:
         return ""
-    edge = sorted({grid["of"] for grid in grids if grid["edge"]})
-    found = "; ".join(
-        dict.fromkeys(f"{grid['of']} {grid['lr']:g} of {tried(grid)}" for grid in grids)
-    )
-    return f"\n- Rates: {found}. On an edge: {', '.join(edge) or 'none'}."
+    edge = sorted({named(grid) for grid in grids if grid["edge"]})
+    found = dict.fromkeys(f"{named(grid)} {grid['lr']:g} of {tried(grid)}" for grid in grids)
+    return f"\n- Rates: {'; '.join(found)}. On an edge: {', '.join(edge) or 'none'}."
+
+
+def named(grid: dict[str, Any]) -> str:
+    """Whose rate it is, and on which of several data."""
+    return f"{grid['of']} ({grid['data']})" if "data" in grid else grid["of"]
 
 
 def tried(grid: dict[str, Any]) -> str:
