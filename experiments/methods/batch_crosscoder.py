@@ -7,13 +7,14 @@ site alone (``saex.sae.sites.relative_norms(params, sae.widths)``) in both.
 
 Harvests three sites into a store of its own (rows as the quickstart's); ``--config.store=`` that
 store serves experiments/methods/crosscoder.py and multi_layer.py as well. Hardware: 2 CPU cores.
-446 s on one, without harvest.
+446 s on one, without harvest. With batches of 1024 rows: FVU 0.111 at L0 33.0, half of the latents
+dead on held-out rows; without ``optim.clip`` 0.123.
 """
 
 from ml_collections import ConfigDict
 
 SAES = {
-    "batch_crosscoder": {"k": 32},
+    "batch_crosscoder": {"k": 32, "threshold_rate": 0.05},
 }
 
 
@@ -26,7 +27,7 @@ def get_config(arg: str = "batch_crosscoder") -> ConfigDict:
             "steps": 300,
             "harvest": {"rows": 600_000, "heldout_rows": 210_000},
             "stream": {"batch": 2048},
-            "optim": {"lr": 4e-3},
+            "optim": {"lr": 4e-3, "clip": 0.01},
             "eval": {"rows": 100_000, "contexts": 64},
         },
     )

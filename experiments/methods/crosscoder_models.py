@@ -15,7 +15,7 @@ into a store of its own. 316 s on one, with harvest.
 from ml_collections import ConfigDict
 
 SAES = {
-    "batch_crosscoder": {"k": 32},
+    "batch_crosscoder": {"k": 32, "threshold_rate": 0.05},
     "crosscoder": {"l1": 0.02, "l1_warmup_steps": 25},
 }
 SITE = "blocks.1.resid_post"
