@@ -41,9 +41,9 @@ def slots(sae: Any, model: int = 1, active: float | int | None = None) -> Slots:
     parts = getattr(sae, "sampled", 0) or parts
     k = getattr(sae, "k", None)
     chosen = min(sae.k, n) if is_sparse(sae) else candidates(sae, model)
-    if active is None:
-        active = k or getattr(sae, "l0_target", None) or chosen * model / TIMES_K
-    return Slots(chosen, min(active / model, chosen), parts, bool(k) and not is_sparse(sae))
+    known = k or getattr(sae, "l0_target", None) or chosen * model / TIMES_K
+    used = (known if active is None else active) / model
+    return Slots(chosen, min(used, chosen), parts, bool(k) and not is_sparse(sae))
 
 
 def is_sparse(sae: Any) -> bool:

@@ -55,7 +55,8 @@ def initial(sae: Any, tx: Any, mesh: Any, strategy: str) -> Callable[[jax.Array,
         # Inside, the compiler splits what is drawn and computed as its results will lie. Latents
         # over all devices, whole rows on each: else norms would be sums over devices.
         split_up = tuple(_rows_apart(specs[part], mesh) for part in ("params", "stats"))
-        make = jax.sharding.auto_axes(make, axes=tuple(mesh.axis_names), out_sharding=split_up)
+        in_parts: Any = jax.sharding.auto_axes
+        make = in_parts(make, axes=tuple(mesh.axis_names), out_sharding=split_up)
 
     def init(key, sample):
         params, stats = make(key, sample)

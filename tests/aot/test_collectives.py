@@ -16,8 +16,7 @@ from tests import compiled
 pytestmark = pytest.mark.aot
 
 SAE, ROWS = TopK(256, 16384, 32, matmul_dtype="bfloat16"), 1024
-MESHES = {  # the second and third on request: TopK takes minutes to compile
-    "latents": MeshConfig(1, 4),
+MESHES = {  # latents alone: test_tpu.py, which compiles that step
     "both": MeshConfig(2, 2),
     "fsdp": MeshConfig(4, 1, strategy="fsdp"),
 }
@@ -58,16 +57,19 @@ def program(config):
     return compiled.train_step(SAE, ROWS, config, mesh, "tpu")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n == "latents" else pytest.mark.slow) for n in MESHES]
-)
-def test_bytes_by_kind_are_those_of_the_formulas(name):
-    config = MESHES[name]
-    found, expected = exchanged(program(config)), collectives.of_step(SAE, ROWS, config)
+def check_bytes(program, sae, rows, config):
+    """What the program exchanges is what the formulas say, by kind."""
+    found, expected = exchanged(program), collectives.of_step(sae, rows, config)
     for kind, got in found.items():
         want = sum(c.payload for c in expected if c.kind == kind)
         # beside them, scalars and a few vectors of d or of a device's rows
-        assert want - 8 * SAE.d_in <= got <= want + 4 * (6 * SAE.d_in + ROWS + 64), (kind, found)
+        assert want - 8 * sae.d_in <= got <= want + 4 * (6 * sae.d_in + rows + 64), (kind, found)
+
+
+@pytest.mark.slow  # TopK takes minutes to compile
+@pytest.mark.parametrize("name", MESHES)
+def test_bytes_by_kind_are_those_of_the_formulas(name):
+    check_bytes(program(MESHES[name]), SAE, ROWS, MESHES[name])
 
 
 def test_the_count_of_bytes_can_fail():

@@ -22,9 +22,11 @@ from saex.kernels.sparse_decode import pallas_tpu as decode_tpu
 from saex.kernels.topk import pallas_tpu as topk_tpu
 from saex.kernels.topk import pallas_tpu_bins as bins
 from saex.sae.topk import TopK
+from saex.sharding import MeshConfig
 from saex.train.optim import Optim
 from saex.train.state import abstract_state
 from saex.train.step import hyper_arrays, make_step
+from tests.aot.test_collectives import check_bytes
 
 pytestmark = pytest.mark.aot
 
@@ -189,4 +191,5 @@ def test_training_step(tpu, model):
     gathers = re.findall(r"= (\S+) all-gather(?:-start)?\(", text)
     assert not [shape for shape in gathers if f"[{rows},{n}]" in shape]
     assert bool(gathers) == (model > 1)
+    check_bytes(program, sae, rows, MeshConfig(1, model))
     assert len(re.findall(r"%adam[.\d]* = .*tpu_custom_call", text)) == 2
