@@ -18,9 +18,10 @@ class GroupBias:
 
     s = (x - b_dec) W_enc^T with unit rows, y = s + b_enc; f = s where y > 0 (the size is that of
     the unbiased projection); x_hat = (f amplitude) W_enc + b_dec. Loss: ||x - x_hat||^2 / 2, mean
-    over rows. It trains W_enc, amplitude (at least 0) and b_dec, never b_enc. b_dec learns as the
-    decoder's bias alone: with a gradient through the encoder too it is a bias of all latents that
-    is trained, and undoes the adaptation.
+    over rows. It trains W_enc and amplitude (at least 0). b_dec stays the sample's mean: trained
+    through the encoder it is a bias of all latents that undoes the adaptation, and as the decoder's
+    bias alone it moves what the encoder takes from rows under the biases (after 200 steps on a
+    small language model's rows FVU 0.65 at L0 4, against 0.28 at 38).
 
     b_enc, once in ``every`` steps, from what was seen since: q_i the share of rows with y_i > 0,
     r_i the largest y_i (at least 0), T the mean of the r above 0 in latent i's group; target t:
@@ -40,7 +41,7 @@ class GroupBias:
 
     The source's text was not at hand: read from a summary, its reviews and a re-implementation
     (min and max of its Algorithm 1 are swapped in print). Our reading: the form of the JumpReLU,
-    that b_dec starts at the mean and is trained, amplitude 1 at the start.
+    that b_dec is the mean, amplitude 1 at the start.
 
     Fields:
       groups, most, least: as said. every: steps between adaptations. rate_down, rate_up: gammas.
@@ -89,9 +90,10 @@ class GroupBias:
         return tuple(self.most * ratio ** (k / max(self.groups - 1, 1)) for k in range(self.groups))
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
-        """See ``affine.specs``; b_enc and W_dec are not trained. stats: what was seen since."""
+        """See ``affine.specs``; biases and W_dec are not trained. stats: what was seen since."""
         params = affine.specs(self.d_in, self.d_in, self.n)
-        for name, doc in (("b_enc", "minus the threshold"), ("W_dec", "amplitude * W_enc")):
+        docs = {"b_enc": "minus the threshold", "W_dec": "amplitude * W_enc", "b_dec": "mean row"}
+        for name, doc in docs.items():
             params[name] = dataclasses.replace(params[name], trainable=False, doc=doc)
         params["amplitude"] = ArraySpec((self.n,), ("n",), doc="size of a latent's output")
         stats = {
@@ -162,10 +164,9 @@ class GroupBias:
 
     def _encode(self, params: Params, x: Any) -> tuple[Float[Array, "b n"], DenseCodes]:
         """(y, codes)."""
-        centre = jax.lax.stop_gradient(params["b_dec"])
         s = jnp.einsum(
             "bd,nd->bn",
-            (x - centre[None]).astype(self.matmul_dtype),
+            (x - params["b_dec"][None]).astype(self.matmul_dtype),
             params["W_enc"].astype(self.matmul_dtype),
             preferred_element_type=jnp.float32,
         )

@@ -42,5 +42,4 @@ def small(name: str, **changes):
 # method's own.
 HELD = {
     SAES["gated"]: ("W_dec", "b_dec"),
-    SAES["group_bias"]: ("b_dec",),
 }

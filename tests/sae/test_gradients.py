@@ -223,7 +223,7 @@ def multi_layer(sae, p, stats, b):
 
 def group_bias(sae, p, stats, b):
     x = b["x"] * p["scale"]
-    s = (x - stop(p["b_dec"])[None]) @ p["W_enc"].T
+    s = (x - p["b_dec"][None]) @ p["W_enc"].T
     f = jnp.where(s + p["b_enc"][None] > 0, s, 0) * p["amplitude"][None]
     return 0.5 * squares(x - f @ p["W_enc"] - p["b_dec"][None])
 
