@@ -10,7 +10,8 @@ from saex.kernels.sparse_affine import pallas_tpu as affine_tpu
 from saex.kernels.sparse_decode import pallas_tpu as decode_tpu
 from saex.kernels.topk import pallas_tpu as topk_tpu
 from tests.kernels import oracles
-from tests.kernels.test_tpu import adam_args, close, interpreted, normal, small_tiles  # noqa: F401
+from tests.kernels.test_tpu import close, interpreted, normal, small_tiles  # noqa: F401
+from tests.kernels.test_tpu_adam import adam_args
 
 
 def test_top_k():
