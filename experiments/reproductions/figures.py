@@ -50,8 +50,8 @@ PANELS = {
         Panel("fvu", "FVU", CHOSEN, ("method", "k")),
     ),
     "ground_truth": (
-        Panel("found", "share found, independent features", {"data": "independent"}),
-        Panel("found", "share found, trees", {"data": "trees"}),
+        Panel("near", "mean cosine of latents and features over L0", x="l0"),
+        Panel("fvu", "FVU over L0", x="l0"),
     ),
     "group_bias": (
         Panel("at_0.8", "share found at cosine 0.8", BEST),
