@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from study import axes, save
 from table import records
 
@@ -151,6 +152,10 @@ def over(axis: Any, groups: Mapping[str, list], panel: Panel) -> None:
         points = sorted((run[panel.x], run[panel.score]) for run in runs)
         axis.plot(*zip(*points), "o", markersize=4, alpha=0.6, label=name)
     axis.set(xlabel=panel.x.upper(), xscale="log")
+    places = [run[panel.x] for runs in groups.values() for run in runs]
+    ticks = [float(f"{t:.2g}") for t in np.geomspace(min(places), max(places), 4)]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
     axis.legend(frameon=False, fontsize=7)
 
 
