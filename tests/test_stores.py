@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from saex import loop, metrics
+from saex import loop, metrics, stores
 from saex.data import Store
 from saex.registry import ConfigError
 from tests import runs
@@ -86,6 +86,16 @@ def test_progress_counts_the_rows_there_will_be_once(folder, monkeypatch, parts)
     assert (rows, held) == (train.rows, heldout.rows) and 0 < start < rows
     assert seen[-1] == held and train.rows in seen
     assert seen[: seen.index(train.rows)] == sorted(seen[: seen.index(train.rows)])
+
+
+def test_only_the_first_process_shows_progress(folder, monkeypatch):
+    monkeypatch.setattr(stores.distributed, "is_main", lambda: False)
+    monkeypatch.setattr(metrics, "Progress", None)
+    given = stores.subject_of(runs.config(folder), "")
+    store = stores._harvested(
+        runs.config(folder), *given, "heldout", folder / "rows" / "heldout", lambda: None
+    )
+    assert store.complete
 
 
 def test_a_harvest_without_a_model_names_the_mend(folder):

@@ -156,9 +156,7 @@ def decode_both(
     aux = dead, k_aux, matmul_dtype
     if isinstance(codes, SparseCodes):
         return decode_chosen_aux(params, x, codes, *aux)
-    nothing = jnp.zeros((x.shape[0], 1))
-    chosen = SparseCodes(*ops.own((nothing, nothing.astype(jnp.int32))))
-    _, _, y_dead, served = decode_chosen_aux(params, x, chosen, *aux)
+    _, _, y_dead, served = decode_chosen_aux(params, x, _nothing(x), *aux)
     return codes, ops.decode_part(codes, params["W_dec"], matmul_dtype), y_dead, served
 
 
@@ -177,10 +175,14 @@ def aux_alone(
     """
     if not coefficient:
         return jnp.zeros(()), jnp.zeros(())
-    nothing = jnp.zeros((x.shape[0], 1))
-    chosen = SparseCodes(*ops.own((nothing, nothing.astype(jnp.int32))))
-    _, _, y_dead, served = decode_chosen_aux(params, x, chosen, dead, k_aux, matmul_dtype)
+    _, _, y_dead, served = decode_chosen_aux(params, x, _nothing(x), dead, k_aux, matmul_dtype)
     return losses.aux_k(residual, y_dead, dead), served
+
+
+def _nothing(x: Float[Array, "b d"]) -> SparseCodes:
+    """Codes of one slot that is not used; no constant, or XLA makes one of all that follows."""
+    values, indices = jnp.zeros((x.shape[0], 1)), jnp.zeros((x.shape[0], 1), jnp.int32)
+    return SparseCodes(*ops.own(jax.lax.optimization_barrier((values, indices))))
 
 
 def decode_chosen(

@@ -79,6 +79,7 @@ class BatchCrosscoder:
         params["threshold"] = ArraySpec((self.n,), ("n",), trainable=False, doc="of codes")
         stats = {
             **affine.stats_specs(self.n),
+            **selection.COUNT,
             "cut": ArraySpec((), (), doc="running mean of a batch's smallest kept p N"),
         }
         return {"params": params, "stats": stats}
@@ -108,6 +109,7 @@ class BatchCrosscoder:
         params["threshold"] = cut / N
         stats = {
             **affine.stats(self.n, x),
+            **selection.no_fallbacks(),
             "cut": cut,
         }
         return params, stats
@@ -165,7 +167,8 @@ class BatchCrosscoder:
             loss, aux = selection.exactly(exact, sparse, dense, params)
         metrics, after, y, lowest = aux
         cut = selection.follow(stats["cut"], lowest, self.threshold_rate)
-        metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": cut}
+        after, told = selection.counted(after, exact)
+        metrics |= {**told, "threshold": cut}
         return loss, Out(metrics, {**after, "cut": cut}, y, {"threshold": cut / N})
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:

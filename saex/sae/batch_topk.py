@@ -25,7 +25,7 @@ class BatchTopK:
 
     Training takes candidates first, the ``capacity`` largest of each row (on each device that
     holds latents); where a row had more to give, the batch is done again densely: the metric
-    "fallback" says how often.
+    "fallbacks" counts these steps.
 
     Fields:
       k: mean of active latents a row (a sweep's upper bound).
@@ -69,7 +69,7 @@ class BatchTopK:
         """See ``affine.specs``, and the threshold; stats as ``TopK``."""
         params = affine.specs(self.d_in, self.d_in, self.n)
         params["threshold"] = ArraySpec((), (), trainable=False, doc="of codes, in scaled units")
-        stats = affine.stats_specs(self.n)
+        stats = {**affine.stats_specs(self.n), **selection.COUNT}
         return {"params": params, "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -83,8 +83,7 @@ class BatchTopK:
         params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
         params = affine.match_norms(probe_key, params, self.k)
         params["threshold"] = selection.first_cut(params, x, self.k)
-        stats = affine.stats(self.n, x)
-        return params, stats
+        return params, {**affine.stats(self.n, x), **selection.no_fallbacks()}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
@@ -120,7 +119,8 @@ class BatchTopK:
         loss, aux, exact = selection.of_batch(params, batch["x"], total, *how, objective)
         metrics, stats, y, lowest = aux
         threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)
-        metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
+        stats, told = selection.counted(stats, exact)
+        metrics |= {**told, "threshold": threshold}
         return loss, Out(metrics, stats, y, {"threshold": threshold})
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:

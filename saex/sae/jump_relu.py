@@ -28,7 +28,7 @@ class JumpReLU:
     rows the paper's bandwidth and threshold (both 0.001) are too small to lower L0; 0.03 and 0.03
     suit a few million. Training takes the ``capacity`` latents that are most above their thresholds
     in each row (on each device that holds latents); where a row has more, the batch is done
-    densely: the metric "fallback" says how often.
+    densely: the metric "fallbacks" counts these steps.
 
     Fields:
       l0: weight of the number of active latents, for rows with mean square norm 1.
@@ -80,9 +80,8 @@ class JumpReLU:
         """See ``affine.specs``, and log_threshold; stats: rows since each latent fired."""
         params = affine.specs(self.d_in, self.d_in, self.n)
         params["log_threshold"] = ArraySpec((self.n,), ("n",), doc="log of theta, scaled units")
-        stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
-        }
+        since = ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
+        stats = {"since_fired": since, **selection.COUNT}
         return {"params": params, "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -94,7 +93,8 @@ class JumpReLU:
         params, _ = affine.init_tied(key, sample["x"], self.n, self.normalize, self.b_dec_init)
         params["W_enc"] = params["W_dec"] + 0
         params["log_threshold"] = jnp.full((self.n,), jnp.log(self.threshold))
-        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32)}
+        since = jnp.zeros((self.n,), jnp.int32)
+        return params, {"since_fired": since, **selection.no_fallbacks()}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
@@ -157,7 +157,8 @@ class JumpReLU:
 
             loss, aux = selection.exactly(exact, sparse, dense, params)
         metrics, stats, y = aux
-        metrics["fallback"] = 1 - exact.astype(jnp.float32)
+        stats, told = selection.counted(stats, exact)
+        metrics |= told
         return loss, Out(metrics, stats, y)
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:

@@ -31,7 +31,7 @@ class Matryoshka:
 
     A latent is decoded once, whatever the number of prefixes. A row has ``capacity`` candidates,
     and ``group_capacity`` slots for what is kept of one group; where a row of the batch has more,
-    the batch is done again densely (metric "fallback"): one dense decode, or G where prefixes are
+    the batch is done again densely (metric "fallbacks"): one dense decode, or G where prefixes are
     drawn or latents are split. G reconstructions a row are held, and summed between devices that
     share the latents.
 
@@ -178,7 +178,8 @@ class Matryoshka:
             loss, found = selection.exactly(exact, sparse, dense, params)
         metrics, stats, y, lowest = found
         threshold = selection.follow(held["threshold"], lowest, self.threshold_rate)
-        metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
+        stats, told = selection.counted(stats, exact)
+        metrics |= {**told, "threshold": threshold}
         return loss, Out(metrics, stats, y, {"threshold": threshold})
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:

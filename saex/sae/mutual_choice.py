@@ -68,7 +68,7 @@ class MutualChoice:
         """As ``BatchTopK``; stats also: ``zipf.specs``."""
         params = affine.specs(self.d_in, self.d_in, self.n)
         params["threshold"] = ArraySpec((), (), trainable=False, doc="of codes, in scaled units")
-        stats = affine.stats_specs(self.n)
+        stats = {**affine.stats_specs(self.n), **selection.COUNT}
         return {"params": params, "stats": {**stats, **zipf.specs(self.n)}}
 
     def hyper(self) -> dict[str, float]:
@@ -82,7 +82,7 @@ class MutualChoice:
         params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
         params = affine.match_norms(probe_key, params, self.k)
         params["threshold"] = selection.first_cut(params, x, self.k)
-        stats = affine.stats(self.n, x)
+        stats = {**affine.stats(self.n, x), **selection.no_fallbacks()}
         return params, {**stats, **zipf.start(self.n, self.k)}
 
     @ops.encode
@@ -123,7 +123,8 @@ class MutualChoice:
         metrics, stats, y, lowest = aux
         due = (step % self.law_every == 0) & zipf.settled(stats, self.density_rows)
         threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)
-        metrics |= {"fallback": 1 - exact.astype(jnp.float32), "threshold": threshold}
+        stats, told = selection.counted(stats, exact)
+        metrics |= {**told, "threshold": threshold}
         return loss, Out(metrics, zipf.refresh(stats, due), y, {"threshold": threshold})
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:

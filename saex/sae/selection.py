@@ -17,7 +17,7 @@ from saex.kernels import zeros_as
 from saex.kernels.encode_topk import encode_topk
 from saex.kernels.topk import top_k
 from saex.sae import affine, ops
-from saex.sae.base import DenseCodes
+from saex.sae.base import ArraySpec, DenseCodes
 from saex.typing import Params
 
 
@@ -46,6 +46,21 @@ def check_rate(threshold_rate: float) -> None:
     """Raises ValueError for a weight that makes no running mean."""
     if not 0 < threshold_rate <= 1:
         raise ValueError(f"threshold_rate={threshold_rate}: above 0, at most 1")
+
+
+COUNT = {"fallbacks": ArraySpec((), (), "int32", doc="steps whose candidates did not do")}
+
+
+def no_fallbacks() -> Params:
+    """The stats of ``COUNT`` at the start."""
+    return {"fallbacks": jnp.zeros((), jnp.int32)}
+
+
+def counted(stats: Params, exact: Bool[Array, ""]) -> tuple[Params, Params]:
+    """(stats with this step counted if its candidates did not do, what the metrics say of it)."""
+    so_far = stats["fallbacks"] + (~exact).astype(jnp.int32)
+    told = {"fallback": 1 - exact.astype(jnp.float32), "fallbacks": so_far.astype(jnp.float32)}
+    return {**stats, "fallbacks": so_far}, told
 
 
 def batch_cut(values: Float[Array, "b c"], total: Any) -> Float[Array, ""]:

@@ -29,7 +29,7 @@ class TopAFA:
 
     L0 is what comes out: 1000 and more of 12288 in the paper. Training takes the ``capacity``
     largest of each row first (on each device that holds latents); where a row needs more, the batch
-    is done densely: the metric "fallback" says how often. A large share calls for capacity 0.
+    is done densely: the metric "fallbacks" counts these steps. A large share calls for capacity 0.
 
     Fields:
       afa: weight of the norm loss; the paper sweeps 1/128 to 1/16, and L0 grows with it.
@@ -72,9 +72,8 @@ class TopAFA:
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """See ``affine.specs``; stats: rows since each latent fired."""
-        stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
-        }
+        since = ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
+        stats = {"since_fired": since, **selection.COUNT}
         return {"params": affine.specs(self.d_in, self.d_in, self.n), "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -85,7 +84,8 @@ class TopAFA:
         """Unit rows, tied; b_dec as said."""
         params, _ = affine.init_tied(key, sample["x"], self.n, self.normalize, self.b_dec_init)
         params["W_enc"] = params["W_dec"] + 0
-        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32)}
+        since = jnp.zeros((self.n,), jnp.int32)
+        return params, {"since_fired": since, **selection.no_fallbacks()}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
@@ -127,7 +127,8 @@ class TopAFA:
         else:
             values, indices, exact = self._candidates(jax.lax.stop_gradient(params), batch)
             loss, (metrics, stats, y) = selection.exactly(exact, sparse, dense, params)
-        metrics["fallback"] = 1 - exact.astype(jnp.float32)
+        stats, told = selection.counted(stats, exact)
+        metrics |= told
         return loss, Out(metrics, stats, y)
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:

@@ -42,6 +42,8 @@ def test_a_batch_keeps_its_largest(capacity):
     np.testing.assert_allclose(out.metrics["cut"], cut, rtol=1e-5)
     too_few = ((p >= cut).sum(1) >= capacity).any() and 0 < capacity < N
     assert float(out.metrics["fallback"]) == too_few
+    _, again = loss_of(sae, params, out.stats, x)
+    assert float(again.metrics["fallbacks"]) == int(again.stats["fallbacks"]) == 2 * too_few
     moved = 0.99 * params["threshold"] + 0.01 * cut
     np.testing.assert_allclose(out.frozen["threshold"], moved, rtol=1e-5)
 

@@ -18,11 +18,6 @@ from tests.sae.small import D, small
 
 STEPS = 8
 TRUTH = toy.directions(40, D)
-CONFIGS = [
-    MeshConfig(),
-    pytest.param(MeshConfig(sweep=2), marks=pytest.mark.slow),
-    MeshConfig(data=2, model=2, sweep=2, strategy="fsdp"),
-]
 
 
 def batch(sae, i):
@@ -94,12 +89,20 @@ def alone():
     return lambda name, m: single(*(part[m] for part in members(name)), m)
 
 
-# One method by default, the others before a release: what a stack does is the same for all.
-NAMES = [n if n == "topk" else pytest.param(n, marks=pytest.mark.slow) for n in sorted(SAES)]
+# TopK by default; the others on one device with the methods' tests, on meshes before a release.
+SPREAD = MeshConfig(data=2, model=2, sweep=2, strategy="fsdp")
+OTHERS = [name for name in sorted(SAES) if name != "topk"]
+EVERY = [
+    ("topk", MeshConfig()),
+    ("topk", SPREAD),
+    pytest.param("topk", MeshConfig(sweep=2), marks=pytest.mark.slow),
+    *(pytest.param(name, MeshConfig(), marks=pytest.mark.methods) for name in OTHERS),
+    *(pytest.param(name, MeshConfig(sweep=2), marks=pytest.mark.slow) for name in OTHERS),
+    *(pytest.param(name, SPREAD, marks=pytest.mark.slow) for name in OTHERS),
+]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "config"), EVERY, ids=str)
 def test_each_member_is_its_single_run(name, config, alone):
     ended, losses = run(name, config)
     for m in range(4):
