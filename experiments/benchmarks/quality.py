@@ -11,8 +11,8 @@ held-out rows in raw units, by thresholds where a method has them.
 Methods whose L0 is not fixed are swept: the penalty (or k) is moved until two runs lie close to
 the wanted L0 on both sides, and scores are read between them. Every library gets four learning
 rates: what it recommends, for runs much longer than these, and that times 4, 16 and 64 (sparsify's
-SignSGD: from a 16th to 4 times). The one with the least FVU at that L0 on other held-out rows, of the first
-seed, is that of all seeds.
+SignSGD: from a 16th to 4 times). The one with the least FVU at that L0 on other held-out rows, of
+the first seed, is that of all seeds.
 
 An environment for it is that of ``quality_topk.py`` with, under the same constraint,
 ``eai-sparsify==1.3.3 schedulefree natsort simple-parsing accelerate``.

@@ -15,8 +15,8 @@ Adam. Beside them the encoder's matmul alone, in both frameworks, and Adam's mem
 of as many bytes). The floor is ``saex.cost``'s on this machine, measured in the same run.
 
 ``--dtypes``: of saex's matmul inputs; both are steps of the same rounds, so their ratio is of one
-run. The goal for bfloat16 (1.25 and 1.5 times as fast as float32 at S2 and S1) needs a CPU with AMX;
-the table says whether this one has it.
+run. The goal for bfloat16 (1.25 and 1.5 times as fast as float32 at S2 and S1) needs a CPU with
+AMX; the table says whether this one has it.
 
 The environment is that of ``quality_topk.py`` with ``eai-sparsify==1.3.3``, ``schedulefree``,
 ``natsort``, ``simple-parsing`` and ``accelerate`` (all with the same constraint).
