@@ -35,8 +35,8 @@ STUDY = Study(
 )
 N, K, STEPS, WIDTHS = 4096, 16, 300, (1, 2, 4, 8)
 EARLIER = (
-    " An earlier form of the claim, worse at 4k than at k itself, is not true of TopK here: what it "
-    "says now was set down after that was known, before this run."
+    " An earlier form of the claim, worse at 4k than at k itself, is not true of TopK here: what "
+    "it says now was set down after that was known, before this run."
 )
 
 
