@@ -384,7 +384,7 @@ def get_config(arg: str = "topk") -> ConfigDict:
                 "dtype": "bfloat16",  # of activations on disk; or "float32", or "int8" with scales
                 "calibration_rows": 16_384,  # on which the scales of int8 are found
                 "segment_rows": 131_072,  # rows after which a segment is committed
-                "chunk_rows": 512,  # rows a chunk of the store
+                "chunk_rows": 256,  # rows a chunk of the store
                 "shuffle": True,  # put the rows of each training segment in random order
                 "gradients": (),  # sites of which the loss's gradient is a column SITE.gradient
                 "norms": True,  # a column SITE.norm for each site

@@ -85,7 +85,7 @@ class Harvest:
     dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
     calibration_rows: int = 16_384
     segment_rows: int = 131_072
-    chunk_rows: int = 512
+    chunk_rows: int = 256
     shuffle: bool = True
     gradients: tuple[str, ...] = ()
     norms: bool = True

@@ -75,7 +75,7 @@ class StoreWriter:
         columns: Mapping[str, Column],
         meta: Mapping[str, Any] | None = None,
         *,
-        chunk_rows: int = 512,
+        chunk_rows: int = 256,
         max_buffer_bytes: int = 2**31,
         part: tuple[int, int] | None = None,
         non_finite: Literal["refuse", "drop"] = "refuse",

@@ -60,12 +60,12 @@ def harvested(path, rows, context, cfg, first=0):
     return Store.open(path)
 
 
-ROWS = 8_388_608
+ROWS = 16_777_216
 
 
 @pytest.mark.parametrize("context", [128, 1024])
 def test_default_sizes_of_segments_chunks_and_windows_mix_a_large_store(tmp_path, context, caplog):
-    """Eight million rows at the defaults of harvest and stream."""
+    """Sixteen million rows at the defaults of harvest and stream."""
     with caplog.at_level(logging.WARNING, logger="saex"):
         store = harvested(tmp_path / "default", ROWS, context, Harvest())
         batches = Stream(exclude_positions=()).open(store, ["document", "position"], 0)
