@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from saex.cost.slots import is_sparse, slots
 from saex.kernels.encode_topk.cpu import block_rows
 from saex.kernels.sparse_affine.dead import BLOCK, ROWS
-from saex.kernels.topk.cpu import two_levels
+from saex.kernels.topk.cpu import by_network
 from saex.sharding import MeshConfig, bytes_per_device
 
 
@@ -253,7 +253,7 @@ def _stacked(sae: Any, b: int, mesh: MeshConfig, slots: int) -> dict[str, int]:
 
 def _sparse(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
     n, k, matrix, row = _sizes(sae, b, mesh)
-    by_groups = two_levels(n, k)
+    by_groups = by_network(min(b, block_rows(b)), n, k)
     kept = (CPU.matrices if by_groups else CPU.fewer) * matrix + CPU.rows * row
     if getattr(sae, "matmul_dtype", "float32") == "bfloat16":
         kept += (matrix + row) // 2  # what the encoder's matmul reads

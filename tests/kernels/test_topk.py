@@ -1,13 +1,15 @@
 """top_k: every backend equals a stable sort in numpy, whatever the scores and the shape."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saex.kernels.topk import IMPLS, cases, cpu, order, top_k
+from saex.kernels.topk import IMPLS, cases, cpu, network, order, top_k
 from tests.kernels import oracles
 from tests.kernels.oracles import KINDS, random_scores, runs_here
 
@@ -28,58 +30,71 @@ def test_top_k_is_exact_with_ties_to_the_lowest_index(impl, case):
 
 
 def test_the_cases_have_both_forms_of_the_cpu_backend():
-    assert {cpu.two_levels(n, k) for _, n, k in cases.SMALL.values()} == {True, False}
-    assert not cpu.two_levels(1030, 4) and cpu.two_levels(512, 1) and not cpu.two_levels(496, 2)
+    forms = {name: cpu.by_network(*shape) for name, shape in cases.SMALL.items()}
+    assert {name for name, network in forms.items() if network} == {
+        name for name in forms if name.startswith("network")
+    }
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
-    st.integers(1, 3),
-    st.integers(1, 4),
-    st.integers(0, 12),
-    st.sampled_from([0, 0, 1, 15]),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from([0, 0, 0, 1, 15]),
     st.sampled_from(KINDS),
     st.integers(0, 2**31),
 )
-def test_top_k_of_drawn_shapes_that_groups_pay_for(b, k, groups, more, kind, seed):
-    n = 256 * k + 16 * groups + more  # with more, no multiple of a group
-    scores = random_scores(kind, b, n, seed)
-    equals_the_oracle(compiled(scores, k, "cpu"), scores, k)
+def test_top_k_of_drawn_shapes(b, k, groups, more, kind, seed):
+    n = 16 * groups + more  # with more, no multiple of a group
+    with mock.patch.object(cpu, "SCORES", 1):
+        scores, k = random_scores(kind, b, n, seed), min(k, n)
+        got = jax.jit(lambda s: cpu.top_k(s, k))(scores)
+    equals_the_oracle(got, scores, k)
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 12), st.integers(1, 32), st.integers(0, 2**31))
-@example(2, 4, 64, 0)  # k = n
-def test_top_k_of_drawn_shapes_too_small_for_groups(b, groups, k, seed):
-    n = 16 * groups
-    scores, k = random_scores("ties", b, n, seed), min(k, n)
-    equals_the_oracle(compiled(scores, k, "cpu"), scores, k)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_top_k_of_half_precision_by_the_network(dtype):
+    scores = jnp.asarray(random_scores("ties", 32, 2048), dtype)
+    values, indices = compiled(scores, 8, "cpu")
+    assert values.dtype == dtype and cpu.by_network(32, 2048, 8)
+    equals_the_oracle((values.astype(jnp.float32), indices), np.asarray(scores, np.float32), 8)
 
 
-def tied_across_groups():
-    """Groups whose maxima are in another order than the groups, and ties at the cut."""
-    scores = np.zeros((2, 1024), np.float32)
-    scores[0, 500], scores[0, 9] = 1, 0.5
-    scores[1, 900:] = 1
-    return scores
+def mutated(monkeypatch, scores, module, name, mutant):
+    """The backend is exact on these scores, and with the mutant it is not."""
+    monkeypatch.setattr(cpu, "SCORES", 1)
+    equals_the_oracle(cpu.top_k(jnp.asarray(scores), 4), scores, 4)
+    monkeypatch.setattr(module, name, mutant)
+    with pytest.raises(AssertionError):
+        equals_the_oracle(cpu.top_k(jnp.asarray(scores), 4), scores, 4)
 
 
 def test_groups_that_are_not_put_back_in_order_are_found_out(monkeypatch):
-    scores = tied_across_groups()
-    equals_the_oracle(cpu.top_k(jnp.asarray(scores), 4), scores, 4)
-    monkeypatch.setattr(cpu.jnp, "sort", lambda chosen, axis: chosen)
-    with pytest.raises(AssertionError):
-        equals_the_oracle(cpu.top_k(jnp.asarray(scores), 4), scores, 4)
+    scores = np.zeros((2, 1024), np.float32)  # maxima in another order than groups, ties at the cut
+    scores[0, 500], scores[0, 9] = 1, 0.5
+    scores[1, 900:] = 1
+    mutated(monkeypatch, scores, cpu.jnp, "sort", lambda chosen, axis: chosen)
 
 
 def test_maxima_that_drop_nan_are_found_out(monkeypatch):
     scores = np.float32(np.random.default_rng(0).normal(size=(8, 1024)))
     scores[np.arange(8), 100 + 16 * np.arange(8) + np.arange(8)] = oracles.NAN[1]
-    equals_the_oracle(cpu.top_k(jnp.asarray(scores), 4), scores, 4)
     maxima = lambda s, g: jnp.nanmax(s.reshape(len(s), -1, g), axis=-1)  # noqa: E731
-    monkeypatch.setattr(cpu, "group_maxima", maxima)
-    with pytest.raises(AssertionError):
-        equals_the_oracle(cpu.top_k(jnp.asarray(scores), 4), scores, 4)
+    mutated(monkeypatch, scores, cpu, "group_maxima", maxima)
+
+
+@pytest.mark.parametrize("step", ["_sorted", "_exchanged"])
+def test_a_network_with_a_step_too_few_is_found_out(monkeypatch, step):
+    scores = np.float32(np.random.default_rng(0).normal(size=(8, 1024)))
+    mutant = {"_sorted": lambda x, half: x, "_exchanged": lambda a, b: [a, b]}[step]
+    mutated(monkeypatch, scores, network, step, mutant)
+
+
+def test_a_network_that_does_not_settle_ties_is_found_out(monkeypatch):
+    largest = lambda keys, indices, m, in_order: network.largest(keys, 2**20 - indices, m, in_order)  # noqa: E731
+    turned = lambda *a: (lambda k, i: (k, 2**20 - i))(*largest(*a))  # noqa: E731
+    mutated(monkeypatch, random_scores("ties", 8, 1024), cpu, "largest", turned)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -114,8 +129,9 @@ def test_an_unknown_backend_is_named():
         top_k(jnp.zeros((2, 8)), 2, "cuda")
 
 
-def test_cpu_top_k_compiles_to_no_sort_of_the_scores():
-    lowered = jax.jit(lambda s: top_k(s, 4, "cpu")[0][:, :2]).lower(jnp.zeros((8, 1024)))
+@pytest.mark.parametrize("b, network", [(8, False), (64, True)])
+def test_cpu_top_k_compiles_to_no_sort_of_the_scores(b, network):
+    lowered = jax.jit(lambda s: top_k(s, 4, "cpu")[0][:, :2]).lower(jnp.zeros((b, 1024)))
     text = lowered.compile().as_text()
-    assert "TopK" in text
+    assert ("TopK" in text) != network
     assert not [line for line in text.splitlines() if " sort(" in line and "1024" in line]

@@ -1,40 +1,69 @@
-"""top_k in two exact levels, for XLA on CPU, whose own TopK is single-threaded and reads slowly.
+"""top_k in exact levels, for XLA on CPU, whose own TopK walks each row alone on one thread.
 
 Let t be the k-th largest score. Entries above t lie in fewer than k groups with a maximum above
-t, so the k groups of the largest maxima hold them all, and enough of the entries equal to t.
-Groups are contiguous and are put back in order before the second level, so that ties still go to
-the lowest index.
+t, so the k groups of the largest maxima hold them all, and enough of the entries equal to t. Which
+groups those are is the same question again, about fewer numbers; in the end a sorting network
+answers it. Groups are contiguous and are put in order before their entries are compared, so that
+ties still go to the lowest index.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from saex.kernels.topk.order import group_maxima, ordered
+from saex.kernels.topk.network import largest
+from saex.kernels.topk.order import group_maxima, key_of, ordered, score_of
 
-# Entries a group, and groups a k from which on two levels pay: where they do, 16 is the best size
-# or within a quarter of it (experiments/benchmarks/results/topk_groups_cpu.md).
+# Entries of a group of scores, and of a group of what is held in cache: of 8, 16, 32 and of 4, 8
+# the fastest. Fewer rows or more slots than these are XLA's (results/topk_groups_cpu.md).
 GROUP = 16
-GROUPS_PER_K = 16
+STEP = 4
+SCORES = 2**16
+SLOTS = 256
 
 
-def two_levels(n: int, k: int) -> bool:
-    """Whether groups are selected first."""
-    return n % GROUP == 0 and n // GROUP >= GROUPS_PER_K * k
+def by_network(b: int, n: int, k: int) -> bool:
+    """Whether so many rows are worth their network, which takes a second to compile."""
+    return b * n >= SCORES and k <= SLOTS and n % GROUP == 0
 
 
 def top_k(scores: Float[Array, "b n"], k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
-    """Exact top-k by group maxima; falls back to one level where groups would not pay."""
+    """Exact top-k by levels of maxima; XLA's own where that would not pay."""
     b, n = scores.shape
-    if not two_levels(n, k):
+    if not by_network(b, n, k) or scores.dtype.itemsize > 4:
         return _top_k(ordered(scores), k)
-    _, chosen = _top_k(group_maxima(scores, GROUP), k)
-    chosen = jnp.sort(chosen, axis=-1)
-    grouped = scores.reshape(b, n // GROUP, GROUP)
-    candidates = jnp.take_along_axis(grouped, chosen[:, :, None], axis=1).reshape(b, k * GROUP)
-    values, slots = _top_k(ordered(candidates), k)
-    indices = jnp.take_along_axis(chosen, slots // GROUP, axis=1) * GROUP + slots % GROUP
-    return values, indices
+    m = 1 << (k - 1).bit_length()
+    if n // GROUP < 2 * m:
+        keys, indices = (a[:k].T for a in _chosen(_keys(scores), m, True))
+        return score_of(keys, jnp.float32).astype(scores.dtype), indices
+    _, groups = _chosen(_keys(group_maxima(scores, GROUP)), m, False)
+    groups = jax.lax.optimization_barrier(jnp.sort(groups.T, axis=-1))
+    candidates = _taken(scores.reshape(b, -1, GROUP), groups[:, :, None]).reshape(b, -1)
+    keys, slots = (a[:k].T for a in _chosen(_keys(candidates), m, True))
+    indices = _taken(groups, slots // GROUP) * GROUP + slots % GROUP
+    return score_of(keys, jnp.float32).astype(scores.dtype), indices
+
+
+def _chosen(keys: Int[Array, "b w"], m: int, in_order: bool) -> tuple:
+    """(keys, positions) [m, b] of each row's m largest."""
+    b, w = keys.shape
+    if w % STEP or w // STEP < 2 * m:
+        everyone = jax.lax.broadcasted_iota(jnp.int32, (w, b), 0)
+        return largest(keys.T, everyone, m, in_order)
+    _, groups = _chosen(jnp.max(keys.reshape(b, -1, STEP), axis=-1), m, False)
+    members = jax.lax.broadcasted_iota(jnp.int32, (m, STEP, b), 1)
+    positions = (groups[:, None] * STEP + members).reshape(-1, b)
+    return largest(_taken(keys, positions.T).T, positions, m, in_order)
+
+
+def _keys(scores: Float[Array, "b w"]) -> Int[Array, "b w"]:
+    return jax.lax.optimization_barrier(key_of(scores.astype(jnp.float32)))
+
+
+def _taken(x: jax.Array, where: jax.Array) -> jax.Array:
+    where = jax.lax.optimization_barrier(where)
+    taken = jnp.take_along_axis(x, where, axis=1, mode="promise_in_bounds")
+    return jax.lax.optimization_barrier(taken)
 
 
 def _top_k(scores, k):
