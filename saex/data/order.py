@@ -143,4 +143,9 @@ def permutation(n: int, *key: int) -> np.ndarray:
     numpy promises the raw bits of a bit generator, not what `Generator.permutation` makes of them.
     """
     bits = np.random.Philox(np.random.SeedSequence(key[0], spawn_key=key[1:])).random_raw(n)
-    return np.argsort(bits, kind="stable")
+    # A stable argsort of the bits, digit by digit: numpy sorts 16 bits by radix, and four such
+    # sorts of the rows of a window take half the time of one that compares 64.
+    order = np.arange(n)
+    for digit in np.ascontiguousarray(bits, "<u8").view("<u2").reshape(n, 4).T:
+        order = order[np.argsort(digit[order], kind="stable")]
+    return order
