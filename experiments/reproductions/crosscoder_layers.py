@@ -8,11 +8,13 @@ equal strength or weaker in one, and some in one alone. ``kinds``, ``false_exclu
 """
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
+from rates import RATES, SEEDS, SHORT_RUN, TUNED, best_rate
 from study import (
     Found,
     Study,
@@ -41,8 +43,9 @@ STUDY = Study(
     paper="most exclusive latents under L1 are artefacts; BatchTopK has fewer, and genuine ones "
     "(chat-only: about 134 against 3,176, a figure not checked)",
     own_text=False,
-    baseline="the L1 crosscoder of the same width and rows; each form with four penalties or k at "
-    "two learning rates, of which the best by F1 of exclusives for seed 0 gets two more seeds",
+    baseline="the L1 crosscoder of the same width, rows and start (biases 0, as in both sources); "
+    "each form with the best of four penalties or k by F1 of exclusives, of equal ones by FVU; "
+    f"each of these {TUNED.format('same')}",
     says_no_if="a BatchTopK seed has an F1 of exclusive features below 0.9, or not every BatchTopK "
     "seed makes fewer false exclusives than every L1 seed",
 )
@@ -50,7 +53,7 @@ D, N, ACTIVE, BATCH = 40, 128, 4, 1024
 WIDTHS, LOUD = (D, D), 3.0
 KINDS = {"only A": 12, "only B": 12, "shared": 24, "weak in A": 8, "weak in B": 8}
 WEAK = 0.3
-RATES = (3e-3, 1e-2)
+STEPS = 1000
 SETTINGS = {
     "crosscoder": [{"l1": l1} for l1 in (0.02, 0.05, 0.1, 0.2)],
     "batch_crosscoder": [{"k": k} for k in (2, 4, 6, 8)],
@@ -60,29 +63,44 @@ FIRES = 1e-3  # share of rows from which a latent counts
 
 
 def run(small: bool) -> Found:
-    """Every setting at both rates for seed 0, two more seeds of each form's best."""
+    """Each form's best setting and rate by rows apart, three seeds of it on the others."""
     compile_once()
-    steps, rows = (20, 5000) if small else (1000, 60_000)
+    steps, rows = (20, 5000) if small else (STEPS, 60_000)
     W, kind = features()
-    train, test = (overlap(W, count, seed) for count, seed in ((rows, 1), (10_000, 2)))
-    runs, drawn, rates = [], {}, RATES[:1] if small else RATES
+    train, tune, test = (overlap(W, n, s) for n, s in ((rows, 1), (10_000, 3), (10_000, 2)))
+    runs, drawn, grids = [], {}, []
     for name, settings in SETTINGS.items():
-        settings = settings[1:3] if small else settings
-        found = [
-            one(name, setting, lr, 0, train[0], test, kind, steps)
-            for setting in settings
-            for lr in rates
+
+        def fit(setting, lr, seed, at, name=name):
+            return one(name, setting, lr, seed, train[0], at, kind, steps)
+
+        swept = [
+            tuned(name, setting, lambda lr, s=setting: fit(s, lr, 0, tune)[0], small)
+            for setting in (settings[1:3] if small else settings)
         ]
-        best, drawn[name] = max(found, key=lambda pair: pair[0]["f1"])
-        again = {key: best[key] for key in settings[0]}, best["lr"]
-        found += [one(name, *again, seed, train[0], test, kind, steps) for seed in (1, 2)]
-        runs += [
-            record | {"chosen": all(record[key] == best[key] for key in ("lr", *settings[0]))}
-            for record, _ in found
-        ]
+        best = min(swept, key=lambda grid: grid["tried"][grid["lr"]])
+        grids += [grid | {"chosen": grid is best} for grid in swept]
+        found = [fit(best["setting"], best["lr"], s, test) for s in SEEDS[: 1 if small else None]]
+        runs += [record for record, _ in found]
+        drawn[name] = found[0][1]
     if not small:
         draw(drawn)
-    return judge(runs)
+    return judge(runs, grids)
+
+
+def tuned(
+    name: str, setting: dict[str, float], fit: Callable[[float], dict[str, Any]], small: bool
+) -> dict[str, Any]:
+    """How a setting's rate was found, with what it gave at that rate."""
+    seen: dict[float, dict[str, Any]] = {}
+
+    def score(lr: float) -> float:
+        seen[lr] = fit(lr)
+        return 1 - seen[lr]["f1"] + seen[lr]["fvu"] / 1000  # steps of F1 are larger than that
+
+    few = (RATES[:1], 0) if small else ()
+    grid = best_rate(" ".join([name, *(f"{k} {v:g}" for k, v in setting.items())]), score, *few)
+    return grid | {"setting": setting, **{k: seen[grid["lr"]][k] for k in ("l0", "f1", "false")}}
 
 
 # ---------------------------------------------------------------------------- data of known overlap
@@ -149,10 +167,11 @@ def one(
 ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]:
     """(the run's record, (differences, true kinds) of latents that fire)."""
     cls = {"crosscoder": Crosscoder, "batch_crosscoder": BatchCrosscoder}[name]
-    more: dict = {"l1_warmup_steps": steps // 10, "b_dec_init": "zeros"}  # as its source
-    more = more if name == "crosscoder" else {}
-    sae = cls(2 * D, N, WIDTHS, dead_after_tokens=50_000, **setting, **more)
-    params, _ = trained(sae, shuffled({"x": x}, BATCH, seed), steps=steps, lr=lr, seed=seed)
+    more = {"l1_warmup_steps": steps // 10} if name == "crosscoder" else {}
+    how = {"dead_after_tokens": 50_000, "b_dec_init": "zeros"}
+    sae = cls(2 * D, N, WIDTHS, **how, **setting, **more)
+    batches = shuffled({"x": x}, BATCH, seed)
+    params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed, **SHORT_RUN)
     codes = codes_of(sae, params, test[0])
     delta, fires, exclusive = kinds(params, WIDTHS, codes)
     seen = correlation(codes, test[1])
@@ -201,11 +220,11 @@ def draw(drawn: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     save(figure, "crosscoder_layers")
 
 
-def judge(runs: list[dict[str, Any]]) -> Found:
+def judge(runs: list[dict[str, Any]], grids: list[dict[str, Any]]) -> Found:
     """F1 of the BatchTopK form, and false exclusives of both."""
     batch, l1 = (
         {
-            s: of(runs, s, method=name, chosen=True)
+            s: of(runs, s, method=name)
             for s in ("f1", "false", "exclusive", "l0", "fvu", "false_by_data")
         }
         for name in ("batch_crosscoder", "crosscoder")
@@ -218,18 +237,18 @@ def judge(runs: list[dict[str, Any]]) -> Found:
         f"{statistics.mean(l1['exclusive']):.0f}"
     )
     swept = "; ".join(
-        f"{r['l1']:g}: L0 {r['l0']:.1f}, {r['false']}"
-        for r in runs
-        if r["method"] == "crosscoder" and r["seed"] == 0 and r["lr"] == RATES[0]
+        f"{grid['setting']['l1']:g}: L0 {grid['l0']:.1f}, {grid['false']}"
+        for grid in grids
+        if "l1" in grid["setting"]
     )
     why = (
         f"L0 {statistics.mean(batch['l0']):.1f} and {statistics.mean(l1['l0']):.1f} (true: "
         f"{ACTIVE}), FVU {statistics.mean(batch['fvu']):.3f} and {statistics.mean(l1['fvu']):.3f}. "
-        f"L1 penalties and their false exclusives: {swept}. By the rows alone (the other site "
-        f"moves too) {statistics.mean(batch['false_by_data']):.1f} and "
+        f"L1 penalties and their false exclusives when rates were sought: {swept}. By the rows "
+        f"alone (the other site moves too) {statistics.mean(batch['false_by_data']):.1f} and "
         f"{statistics.mean(l1['false_by_data']):.1f} are false."
     )
-    return Found(holds, ours, why, runs)
+    return Found(holds, ours, why, runs, rates=grids)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ PANELS = {
         Panel("fvu", "FVU", CHOSEN),
         Panel("ce_increase", "nats lost", CHOSEN),
     ),
-    "msae": (Panel("fvu", "geometric mean of FVU over k", BEST),),
+    "msae": (Panel("fvu", "geometric mean of FVU over k"),),
     "multi_layer": (
         Panel("within", "share of the variance that one token has", {"lr": 4e-3}),
         Panel("layers", "layers at which a latent fires for a token", {"lr": 4e-3}),
@@ -78,10 +78,7 @@ PANELS = {
         Panel("relative_bias", "gamma over L0", {"data": None}, x="l0"),
         Panel("magnitude", "codes over true magnitudes", {"data": "known features"}),
     ),
-    "skip_transcoder": (
-        Panel("fvu", "FVU", CHOSEN),
-        Panel("ce_increase", "nats lost", CHOSEN),
-    ),
+    "skip_transcoder": (Panel("fvu", "FVU"), Panel("ce_increase", "nats lost")),
     "top_afa": (
         Panel("fvu", "FVU", by=("method", "weight")),
         Panel("eps_lbo", "eps-LBO", by=("method", "weight")),

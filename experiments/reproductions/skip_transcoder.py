@@ -8,6 +8,8 @@ Data: input and output of block 1's MLP in pocket-lm, on the standard library.
 import statistics
 from typing import Any
 
+import numpy as np
+from rates import SHORT_RUN, TUNED, compared
 from study import (
     Found,
     Study,
@@ -17,13 +19,13 @@ from study import (
     in_place,
     main,
     of,
+    parted,
     pocket,
     read,
-    reconstructed,
-    shuffled,
+    scores,
     told,
-    trained,
 )
+from synthetic import directions, orthonormal, sums
 
 from saex.sae import SkipTranscoder, TopK
 
@@ -36,75 +38,93 @@ STUDY = Study(
     paper="a Pareto gain in FVU over k (figures)",
     own_text=False,
     baseline="TopK transcoder without the path, wider by as many latents as the path has "
-    "parameters for; both with the better of two learning rates (FVU of seed 0), same "
-    "rows and steps; a TopK SAE of the output beside them",
+    "parameters for, same rows and steps; a TopK SAE of the output beside them; each "
+    f"{TUNED.format('FVU')}",
     says_no_if="at k 16 not every seed with the path has a lower FVU than every seed without",
 )
 IN, OUT = "blocks.1.mlp_in", "blocks.1.mlp_out"
-RATES, KS = (2e-3, 4e-3), (16,)
-D, N, BATCH = 256, 512, 512
+K, D, N, STEPS = 16, 256, 512, 300
 ARMS = ("skip", "plain", "sae")
 
 
 def run(small: bool) -> Found:
-    """Every arm at each k, seed 0 at both rates and two more seeds at the better one."""
+    """Every arm: its rate by the first fifth of the held-out rows, its scores by the others."""
     compile_once()
-    steps, rows = (10, 20_000) if small else (300, 200_000)
-    train, test = pocket((IN, OUT), rows, rows // 4)
-    columns, runs, done = read(train, x=IN, y=OUT), [], {}
-    rates, seeds, contexts = (RATES[:1], [1], 4) if small else (RATES, [1, 2], 32)
-    helds = {arm: held_out(test, OUT) if arm == "sae" else held_out(test, IN, OUT) for arm in ARMS}
+    rows, runs, grids = 20_000 if small else 200_000, [], []
+    steps, contexts = (10, 4) if small else (STEPS, 32)
+    stores = pocket((IN, OUT), rows, rows // 4)
+    columns, held = (read(store, x=IN, y=OUT) for store in stores)
+    cut = len(held["x"]) // 5
     for arm in ARMS:
-        for k in KS:
-            found = [one(arm, k, lr, 0, columns, helds[arm], steps) for lr in rates]
-            best = min(found, key=lambda pair: pair[0]["fvu"])[0]["lr"]
-            found += [one(arm, k, best, seed, columns, helds[arm], steps) for seed in seeds]
-            runs += [record | {"chosen": record["lr"] == best} for record, _ in found]
-            done |= {(arm, k, record["lr"], record["seed"]): pair for record, pair in found}
-    spliced(runs, done, helds, contexts)
-    return judge(runs)
+        x, site = ("y", OUT) if arm == "sae" else ("x", IN)
+        train, apart = ({"x": c[x], "y": c["y"]} for c in (columns, held))
+        tune, test = ({k: v[p] for k, v in apart.items()} for p in (slice(cut), slice(cut, None)))
+        text = parted(held_out(stores[1], site, OUT))[1]
+        data = train, (tune, None), (test, text)
+        found, grid = compared(
+            {arm: dictionary(arm)},
+            lambda seed, data=data: data,
+            steps=steps,
+            small=small,
+            how=SHORT_RUN,
+            score=lambda sae, params, part: scored(sae, params, *part, contexts),
+            k=K,
+        )
+        runs, grids = runs + found, grids + grid
+    return judge(runs, grids)
 
 
-def one(arm: str, k: int, lr: float, seed: int, columns: Any, held: Any, steps: int) -> Any:
-    """(the run's record, (sae, params))."""
-    sae, x = dictionary(arm, k), {"x": columns["y"]} if arm == "sae" else columns
-    params, _ = trained(sae, shuffled(x, BATCH, seed), steps=steps, lr=lr, seed=seed)
-    settings = {"method": arm, "k": k, "n": sae.n, "lr": lr, "seed": seed}
-    return settings | reconstructed(sae, params, held), (sae, params)
+def scored(sae: Any, params: Any, rows: Any, text: Any, contexts: int) -> dict[str, float]:
+    """Scores and, where there is text, what the dictionary costs in place of the MLP's output."""
+    found = {"n": sae.n, **scores(sae, params, rows["x"], rows["y"])}
+    if text is not None:
+        found["ce_increase"] = in_place({"": (sae, params)}, text, contexts)[""]
+    return found
 
 
-def dictionary(arm: str, k: int) -> Any:
+def dictionary(arm: str) -> Any:
     """The path has D * D parameters, a latent 2 D: without it there are D / 2 latents more."""
-    how = {"k": k, "dead_after_tokens": 100_000, "aux_coefficient": 1 / 32}
+    how = {"k": K, "dead_after_tokens": 100_000, "aux_coefficient": 1 / 32}
     if arm == "sae":
         return TopK(D, N, **how)
     return SkipTranscoder(D, D, N if arm == "skip" else N + D // 2, skip=arm == "skip", **how)
 
 
-def spliced(runs: list[dict[str, Any]], done: Any, helds: Any, contexts: int) -> None:
-    """Write into the chosen runs what each costs in place of the MLP's output."""
-    for arm in ARMS:
-        picked = [r for r in runs if r["method"] == arm and r["chosen"]]
-        keys = [(arm, r["k"], r["lr"], r["seed"]) for r in picked]
-        nats = in_place({key: done[key] for key in keys}, helds[arm], contexts)
-        for record, key in zip(picked, keys):
-            record["ce_increase"] = nats[key]
-
-
-def judge(runs: list[dict[str, Any]]) -> Found:
+def judge(runs: list[dict[str, Any]], grids: list[dict[str, Any]]) -> Found:
     """FVU decides; cross-entropy and the SAE are told."""
-    lower, lines, beside = [], [], []
-    for k in KS:
-        fvu, nats = (
-            {arm: of(runs, score, method=arm, k=k, chosen=True) for arm in ARMS}
-            for score in ("fvu", "ce_increase")
-        )
-        lower.append(beyond(fvu["skip"], fvu["plain"]))
-        lines.append(f"k {k}: FVU {told(fvu['skip'])} with the path, {told(fvu['plain'])} without")
-        costs = ", ".join(f"{arm} {statistics.mean(nats[arm]):.4f}" for arm in ARMS)
-        beside.append(f"k {k}: {costs}")
-    why = "Nats per token in place of the MLP's output: " + "; ".join(beside) + "."
-    return Found(all(lower), "; ".join(lines), why, runs)
+    fvu, nats = (
+        {arm: of(runs, score, method=arm) for arm in ARMS} for score in ("fvu", "ce_increase")
+    )
+    ours = f"k {K}: FVU {told(fvu['skip'])} with the path, {told(fvu['plain'])} without"
+    costs = ", ".join(f"{arm} {statistics.mean(nats[arm]):.4f}" for arm in ARMS)
+    why = (
+        f"The SAE, which sees the output: FVU {told(fvu['sae'])}. Nats per token in place of the "
+        f"MLP's output: {costs}."
+    )
+    return Found(beyond(fvu["skip"], fvu["plain"]), ours, why, runs, control, grids)
+
+
+def control(d: int = 64, features: int = 128) -> tuple[bool, str]:
+    """FVU of both where the output is the sparse features' sum and a linear map of dense rows."""
+    x, codes = sums(directions(features, d, seed=1), 24_000, 4, seed=1)
+    dense = np.random.default_rng(3).normal(size=x.shape).astype(np.float32) / np.sqrt(d)
+    x, y = x + dense, codes @ directions(features, d, seed=2) + dense @ orthonormal(d, 3)
+    parts = (slice(8000, None), slice(4000), slice(4000, 8000))
+    data = [{"x": x[part], "y": y[part]} for part in parts]
+    sides = {
+        arm: SkipTranscoder(d, d, features + (arm == "plain") * d // 2, k=4, skip=arm == "skip")
+        for arm in ARMS[:2]
+    }
+    runs, _ = compared(
+        sides,
+        lambda seed: data,
+        steps=800,
+        how=SHORT_RUN,
+        score=lambda sae, params, part: scores(sae, params, part["x"], part["y"]),
+    )
+    fvu = {arm: of(runs, "fvu", method=arm) for arm in sides}
+    text = ", ".join(f"{arm} {told(v, '.3f')}" for arm, v in fvu.items())
+    return beyond(fvu["skip"], fvu["plain"]), f"Sparse features and a dense linear part: FVU {text}"
 
 
 if __name__ == "__main__":

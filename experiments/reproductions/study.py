@@ -127,7 +127,7 @@ def codes_of(sae: Any, params: Any, x: np.ndarray, batch: int = 4096) -> np.ndar
 def scores(
     sae: Any, params: Any, x: np.ndarray, y: np.ndarray | None = None, batch: int = 4096
 ) -> dict[str, float]:
-    """Held-out scores in raw units, in inference mode.
+    """Held-out scores in raw units, in inference mode, with x as ``decode``'s context.
 
     fvu: sum ||y - y'||^2 / sum ||y - mean||^2 (y: what shall be reconstructed, by default x).
     l0: mean of active latents. dead: share of latents that never fire in these rows.
@@ -138,7 +138,7 @@ def scores(
     @jax.jit
     def reconstruct(params, x):
         codes = sae.encode(params, x)
-        return sae.decode(params, codes), codes.dense(sae.n) != 0
+        return sae.decode(params, codes, x), codes.dense(sae.n) != 0
 
     residual = active = size = overlap = 0.0
     fired = np.zeros(sae.n, bool)
