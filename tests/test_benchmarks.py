@@ -232,7 +232,7 @@ CPU_SCRIPTS = {  # and what makes them small
     "ops_cpu": ["--tiny"],
     "candidates_cpu": ["--tiny"],
     "step_cpu": ["--tiny", "--only", "saex", "--dtypes", "float32", "bfloat16"],
-    "topk_groups_cpu": ["--widths", "1024", "--ks", "8", "--rounds", "1"],
+    "topk_cpu": ["--widths", "1024", "--ks", "8", "--rounds", "1"],
 }
 
 

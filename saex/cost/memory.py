@@ -13,9 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from saex.cost.slots import is_sparse, slots
-from saex.kernels.encode_topk.cpu import block_rows
 from saex.kernels.sparse_affine.dead import BLOCK, ROWS
-from saex.kernels.topk.cpu import by_network
+from saex.kernels.topk.cpu import block_rows, by_network
 from saex.sharding import MeshConfig, bytes_per_device
 
 

@@ -295,9 +295,6 @@ def _over_mesh(fn: Callable, args: tuple, in_axes: tuple, out_axes: Any, rows: A
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return fn(*args)
-    if mesh.size == 1:  # no collectives, not even those of one device, which copy
-        whole = functools.partial(jax.tree.map, lambda a: jax.reshard(a, jax.P()))
-        return fn(*(whole(a) for a in args))
     rules = {**COMPUTE, MEMBERS: SWEEP}
     if not {DATA, MODEL} <= set(mesh.axis_names):
         split = tuple(jax.typeof(jax.tree.leaves(rows)[0]).sharding.spec)

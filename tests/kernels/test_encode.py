@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saex.kernels.encode_topk import IMPLS, chosen_scores, cpu, encode_topk, pre_activations
+from saex.kernels.encode_topk import IMPLS, chosen_scores, encode_topk, pre_activations
+from saex.kernels.topk import cpu
 from saex.sae import TopK
 from saex.sharding import MeshConfig
 from tests import compiled

@@ -47,7 +47,7 @@ def test_the_cases_have_both_forms_of_the_cpu_backend():
 )
 def test_top_k_of_drawn_shapes(b, k, groups, more, kind, seed):
     n = 16 * groups + more  # with more, no multiple of a group
-    with mock.patch.object(cpu, "SCORES", 1):
+    with mock.patch.multiple(cpu, SCORES=1, ROWS=4):  # rows in blocks, of the last some are no rows
         scores, k = random_scores(kind, b, n, seed), min(k, n)
         got = jax.jit(lambda s: cpu.top_k(s, k))(scores)
     equals_the_oracle(got, scores, k)

@@ -4,14 +4,10 @@ A fresh [b, n] costs more in page faults than the matmul that fills it: 70 ms ag
 (4096, 256, 2048), k = 32, on two cores.
 """
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saex.kernels.encode_topk import reference
 from saex.kernels.topk import cpu
-
-ROWS = 1024  # of a block; fewer would read W_enc from memory more often than it pays
 
 
 def encode_topk(
@@ -22,23 +18,9 @@ def encode_topk(
     k: int,
     matmul_dtype: str = "float32",
 ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
-    """The reference on blocks of ``block_rows`` rows."""
-    b, d = x.shape
-    rows = block_rows(b)
+    """The reference on blocks of ``cpu.block_rows`` rows."""
 
     def block(rows):
         return reference.encode_topk(rows, b_pre, W_enc, b_enc, k, matmul_dtype, cpu.top_k)
 
-    if rows == b:
-        return block(x)
-    blocks = jnp.pad(x, ((0, -b % rows), (0, 0))).reshape(-1, rows, d)
-    values, indices = jax.lax.map(block, blocks)
-    return values.reshape(-1, k)[:b], indices.reshape(-1, k)[:b]
-
-
-def block_rows(b: int) -> int:
-    """Rows of a block: as few blocks as ``ROWS`` allows, all of one size; less than a row of each
-    is padding.
-    """
-    blocks = -(-b // ROWS)
-    return -(-b // blocks)
+    return cpu.in_blocks(block, x)

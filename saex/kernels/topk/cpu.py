@@ -4,8 +4,10 @@ Let t be the k-th largest score. Entries above t lie in fewer than k groups with
 t, so the k groups of the largest maxima hold them all, and enough of the entries equal to t. Which
 groups those are is the same question again, about fewer numbers; in the end a sorting network
 answers it. Groups are contiguous and are put in order before their entries are compared, so that
-ties still go to the lowest index.
+ties still go to the lowest index. Rows are taken a block at a time, which stays in cache.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,12 @@ from saex.kernels.topk.network import largest
 from saex.kernels.topk.order import group_maxima, key_of, ordered, score_of
 
 # Entries of a group of scores, and of a group of what is held in cache: of 8, 16, 32 and of 4, 8
-# the fastest. Fewer rows or more slots than these are XLA's (results/topk_groups_cpu.md).
+# the fastest. Fewer rows or more slots than these are XLA's (results/topk_cpu.md).
 GROUP = 16
 STEP = 4
 SCORES = 2**16
 SLOTS = 256
+ROWS = 1024  # of a block; an encoder that is given fewer reads its weights too often
 
 
 def by_network(b: int, n: int, k: int) -> bool:
@@ -29,9 +32,31 @@ def by_network(b: int, n: int, k: int) -> bool:
 
 def top_k(scores: Float[Array, "b n"], k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
     """Exact top-k by levels of maxima; XLA's own where that would not pay."""
-    b, n = scores.shape
-    if not by_network(b, n, k) or scores.dtype.itemsize > 4:
+    if not by_network(*scores.shape, k) or scores.dtype.itemsize > 4:
         return _top_k(ordered(scores), k)
+    return in_blocks(lambda rows: _by_levels(rows, k), scores)
+
+
+def in_blocks(fn: Callable, x: Float[Array, "b d"]) -> tuple[jax.Array, jax.Array]:
+    """``fn`` of x, rows to two arrays of as many rows, on a block of ``block_rows`` at a time."""
+    b, d = x.shape
+    rows = block_rows(b)
+    if rows == b:
+        return fn(x)
+    one, two = jax.lax.map(fn, jnp.pad(x, ((0, -b % rows), (0, 0))).reshape(-1, rows, d))
+    return one.reshape(-1, one.shape[-1])[:b], two.reshape(-1, two.shape[-1])[:b]
+
+
+def block_rows(b: int) -> int:
+    """Rows of a block: as few blocks as ``ROWS`` allows, all of one size; less than a row of each
+    is padding.
+    """
+    blocks = -(-b // ROWS)
+    return -(-b // blocks)
+
+
+def _by_levels(scores: Float[Array, "b n"], k: int) -> tuple:
+    b, n = scores.shape
     m = 1 << (k - 1).bit_length()
     if n // GROUP < 2 * m:
         keys, indices = (a[:k].T for a in _chosen(_keys(scores), m, True))
