@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from saex.cost.slots import is_sparse, slots
-from saex.kernels.sparse_affine.dead import BLOCK, ROWS
+from saex.kernels.sparse_affine.dead import ROWS, block
 from saex.kernels.topk.cpu import block_rows, by_network
 from saex.sharding import MeshConfig, bytes_per_device
 
@@ -235,7 +235,7 @@ def _auxk_on_tpu(sae: Any, b: int, mesh: MeshConfig, vmem: int) -> float:
     So it may the encoder's weights in bfloat16.
     """
     n, _, matrix, row = _sizes(sae, b, mesh)
-    search = _auxiliary(sae.aux_latents, b, n, mesh.model) / 2
+    search = _auxiliary(sae.aux_latents, b, n, mesh.model, "tpu") / 2
     others = search + TPU.weights / 2 * matrix
     return 2 * row + search + (others if others > vmem else 0)
 
@@ -273,17 +273,17 @@ def _auxiliary_on_cpu(k_aux: int, b: int, n: int, model: int) -> int:
     is by bisection: on one device.
     """
     if model > 1:
-        return _auxiliary(k_aux, b, n, model)
-    return 4 * (2 * b * min(BLOCK, n) + min(b, ROWS) * n)
+        return _auxiliary(k_aux, b, n, model, "cpu")
+    return 4 * (2 * b * block(n, "cpu") + min(b, ROWS) * n)
 
 
-def _auxiliary(k_aux: int, b: int, n: int, model: int) -> int:
+def _auxiliary(k_aux: int, b: int, n: int, model: int, of: str) -> int:
     """A row's largest dead latents so far, a block's codes, both side by side: the search.
 
     Then all shards' largest, twice.
     """
-    best, block = min(k_aux, n), min(BLOCK, n)
-    search = best + block + (best + block)
+    best, new = min(k_aux, n), block(n, of)
+    search = best + new + (best + new)
     gathered = 2 * best * model if model > 1 else 0
     return 4 * b * max(search, gathered)
 
@@ -300,7 +300,7 @@ def _dense(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
         moments["codes"] += held.aux * matrix
         moments["update"] += held.update_aux * matrix
         # about half of the search finds room in what the codes have left
-        moments["codes"] += _auxiliary(sae.aux_latents, b, n, mesh.model) // 2
+        moments["codes"] += _auxiliary(sae.aux_latents, b, n, mesh.model, "cpu") // 2
     else:
         if getattr(sae, "matmul_dtype", "float32") == "bfloat16":
             moments["codes"] += codes  # what two matmuls read

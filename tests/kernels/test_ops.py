@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from saex.kernels import sparse_affine as sa
 from saex.kernels import sparse_decode as sd
 from saex.kernels.encode_topk import pre_activations
-from saex.kernels.sparse_affine.dead import CUTS, cut, listed
+from saex.kernels.sparse_affine.dead import BLOCKS, CUTS, cut, listed
 from saex.kernels.sparse_affine.dead import decode as decode_dead
 from saex.kernels.sparse_decode import cases as decode_cases
 from tests.kernels import oracles
@@ -166,7 +166,7 @@ def aux_of(impl, weights, values, indices, dead, cut, through):
 
 @pytest.mark.parametrize("impl", runs_here(sa.GRADS))
 def test_dead_latents_beside_the_living_equal_dense_products(impl, monkeypatch):
-    monkeypatch.setattr("saex.kernels.sparse_affine.dead.BLOCK", 5)
+    monkeypatch.setitem(BLOCKS, "cpu", 5)
     args = aux_case()
     through = normal(10, args[1].shape, (6, 6), (6, 6))
     (out, grads), (wanted, expected) = aux_of(impl, *args, through), dense_aux(*args, through)
@@ -180,7 +180,7 @@ def test_dead_latents_beside_the_living_equal_dense_products(impl, monkeypatch):
 def test_a_cut_is_the_kth_largest_of_the_dead_and_lets_k_of_them_in(
     impl, n_dead, k, dtype, monkeypatch
 ):
-    monkeypatch.setattr("saex.kernels.sparse_affine.dead.BLOCK", 16)
+    monkeypatch.setitem(BLOCKS, "cpu", 16)
     monkeypatch.setattr("saex.kernels.sparse_affine.dead.ROWS", 8)
     x, W_enc, b_enc, W_dec = normal(11, (21, 6), (64, 6), (64,), (64, 5))
     dead = np.random.default_rng(12).permutation(64) < n_dead

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saex.kernels.sparse_affine.dead import BLOCKS
 from saex.sae import SparseCodes, TopK, affine, losses
 from saex.sharding import MeshConfig, make_mesh
 from saex.train.optim import Optim
@@ -125,7 +126,7 @@ def aux_k(params, x, residual, dead):
 
 @pytest.mark.parametrize("n_dead", [1, 4, 5, 8, 9, 20, 32])
 def test_aux_k_equals_the_dense_form_in_value_and_gradient(n_dead, monkeypatch):
-    monkeypatch.setattr("saex.kernels.sparse_affine.dead.BLOCK", 8)
+    monkeypatch.setitem(BLOCKS, "cpu", 8)
     sae, x = TopK(D, N, K), jnp.asarray(sample(16))
     params, _ = init(sae)
     dead = np.zeros(N, bool)
