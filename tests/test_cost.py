@@ -105,13 +105,13 @@ def test_candidates_are_priced_where_a_method_trains_on_them(name):
 
 def test_the_dense_way_is_priced_where_it_is_taken():
     h200 = cost.hardware("h200")
-    few, told = BatchTopK(768, 4096, 32, **HALF), BatchTopK(768, 32768, 32, capacity=0, **HALF)
+    few, told = BatchTopK(768, 2048, 32, **HALF), BatchTopK(768, 32768, 32, capacity=0, **HALF)
     for sae in (few, told):
         c = cost.step(sae, 4096, ONE, h200)
         assert sum(t.term.flops for t in c.terms) == 10 * 4096 * 768 * sae.n
     assert (
-        cost.step(JumpReLU(768, 8192), 4096, ONE, h200).seconds
-        > cost.step(JumpReLU(768, 8192, capacity=256), 4096, ONE, h200).seconds
+        cost.step(JumpReLU(768, 6016), 4096, ONE, h200).seconds
+        > cost.step(JumpReLU(768, 6016, capacity=256), 4096, ONE, h200).seconds
     )
 
 

@@ -132,7 +132,7 @@ class JumpReLU:
             metrics = {"mse": squares, "sparsity": active, **losses.figures(x, x - y, codes, dead)}
             return squares + hyper["l0"] * ramp * active, (metrics, after, y)
 
-        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 48)
+        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 24)
         if not size:
             (loss, aux), exact = dense(params), jnp.bool_(True)
         else:

@@ -156,7 +156,7 @@ class Matryoshka:
             lowest = selection.smallest(codes.values)
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, x - each[-1], lowest)
 
-        size = selection.candidates(self.capacity, 8 * self.k, n, 20 if fixed else 8)
+        size = selection.candidates(self.capacity, 8 * self.k, n, 12 if fixed else 8)
         if not size:
             (loss, found), exact = dense(params), jnp.bool_(True)
         else:

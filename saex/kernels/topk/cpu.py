@@ -32,7 +32,8 @@ def by_network(b: int, n: int, k: int) -> bool:
 
 def top_k(scores: Float[Array, "b n"], k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
     """Exact top-k by levels of maxima; XLA's own where that would not pay."""
-    if not by_network(*scores.shape, k) or scores.dtype.itemsize > 4:
+    b, n = scores.shape
+    if not by_network(b, n, k) or scores.dtype.itemsize > 4:
         return _top_k(ordered(scores), k)
     return in_blocks(lambda rows: _by_levels(rows, k), scores)
 
