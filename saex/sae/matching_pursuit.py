@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
+from saex.kernels.sparse_decode import sparse_take
 from saex.sae import affine, losses, ops
 from saex.sae.base import ArraySpec, Out, SparseCodes
 from saex.typing import Batch, Params
@@ -186,7 +187,8 @@ def _residual(D: Any, r: Any, indices: Any, mine: Any) -> Any:
 
     All atoms are gathered at once, so that the gradients of all steps go back to D in one sum.
     """
-    atoms = ops.latents_sum(jnp.where(mine[:, :, None], D[indices], 0))
+    taken = sparse_take(*ops.own((D, indices)))
+    atoms = ops.latents_sum(jnp.where(mine[:, :, None], taken, 0))
 
     def step(r, atom):
         v = jax.nn.relu(jnp.sum(atom * r, axis=1, keepdims=True))

@@ -7,6 +7,7 @@ import pytest
 from saex.kernels import encode_topk, sparse_affine, sparse_decode
 from saex.kernels.encode_topk import chosen_scores
 from saex.sae.jump_relu import JumpReLU
+from saex.sae.matching_pursuit import MatchingPursuit
 from saex.sae.topk import TopK
 
 
@@ -44,6 +45,7 @@ def loss_and_arguments(sae):
     [  # sizes of their own: a loss that was traced before keeps its backends
         JumpReLU(7, 272, capacity=9),
         TopK(7, 272, 9, aux_coefficient=0.0),
+        MatchingPursuit(7, 272, 9, aux_coefficient=0.0),
     ],
     ids=lambda sae: type(sae).__name__,
 )

@@ -62,6 +62,11 @@ def test_a_look_up_has_the_gradient_of_indexing(impl):
     out, pull = jax.vjp(lambda a: sd.sparse_take(a, indices, impl), scalars)
     np.testing.assert_array_equal(out, np.asarray(scalars)[np.asarray(indices)])
     np.testing.assert_allclose(pull(g)[0], oracles.dense(g, indices, 7).sum(0), atol=1e-5)
+    rows, g = normal(3, (7, 5), (30, 3, 5))
+    out, pull = jax.vjp(lambda a: sd.sparse_take(a, indices, impl), rows)
+    np.testing.assert_array_equal(out, np.asarray(rows)[np.asarray(indices)])
+    columns = [oracles.dense(g[..., c], indices, 7).sum(0) for c in range(5)]
+    np.testing.assert_allclose(pull(g)[0], np.stack(columns, axis=1), atol=1e-5)
 
 
 @pytest.mark.parametrize("impl", runs_here(sd.DECODE))

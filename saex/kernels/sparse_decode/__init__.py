@@ -12,6 +12,7 @@ nothing of shape [b, k, d] or [b, n] is ever held on CPU. Sums over a latent hav
 import functools
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saex.kernels import late, pick
@@ -108,22 +109,26 @@ def sparse_sum(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def sparse_take(
-    scalars: Float[Array, " n"], indices: Int[Array, "b k"], impl: str | None = None
-) -> Float[Array, "b k"]:
-    """``scalars[indices]``, one number a latent, whose gradient is a ``sparse_sum``.
+    table: Float[Array, "n *d"], indices: Int[Array, "b k"], impl: str | None = None
+) -> Float[Array, "b k *d"]:
+    """``table[indices]``, a number or a row [d] of each latent; its gradient sums in a fixed order.
 
     That of plain indexing is a scatter-add, which on a GPU adds in any order.
     """
-    return scalars[indices]
+    return table[indices]
 
 
-def _take_forward(scalars, indices, impl):
-    return scalars[indices], (scalars, indices)
+def _take_forward(table, indices, impl):
+    return table[indices], (table, indices)
 
 
 def _take_backward(impl, residuals, g):
-    scalars, indices = residuals
-    return sparse_sum(g, indices, scalars.shape[0], impl), None
+    table, indices = residuals
+    if table.ndim == 1:
+        return sparse_sum(g, indices, table.shape[0], impl), None
+    slots, rows = indices.reshape(-1, 1), g.reshape(-1, g.shape[-1])  # each slot has its own row
+    ones = jnp.ones_like(slots, g.dtype)
+    return sparse_scatter(ones, slots, rows, table.shape[0], impl).astype(table.dtype), None
 
 
 sparse_take.defvjp(_take_forward, _take_backward)
