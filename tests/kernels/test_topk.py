@@ -29,11 +29,17 @@ def test_top_k_is_exact_with_ties_to_the_lowest_index(impl, case):
     equals_the_oracle(compiled(scores, k, impl), scores, k)
 
 
-def test_the_cases_have_both_forms_of_the_cpu_backend():
-    forms = {name: cpu.by_network(*shape) for name, shape in cases.SMALL.items()}
-    assert {name for name, network in forms.items() if network} == {
-        name for name in forms if name.startswith("network")
-    }
+@pytest.mark.parametrize("case", sorted(cases.NETWORK))
+def test_the_network_is_exact_with_ties_to_the_lowest_index(case):
+    b, n, k = cases.NETWORK[case]
+    assert cpu.by_network(b, n, k)
+    scores = np.concatenate([random_scores(kind, b, n) for kind in KINDS])
+    equals_the_oracle(compiled(scores, k, "cpu"), scores, k)
+
+
+def test_small_and_ragged_scores_are_left_to_xla():
+    assert not any(cpu.by_network(*shape) for shape in cases.SMALL.values())
+    assert not cpu.by_network(64, 1030, 4)
 
 
 @settings(max_examples=10, deadline=None)

@@ -6,14 +6,18 @@ SMALL = {
     "groups": (5, 256, 4),
     "ragged": (5, 250, 4),
     "wide": (2, 1024, 32),
-    # what the CPU's backend gives to its network: in one level, in two, with groups of groups
-    "network": (43, 1536, 64),
-    "network, all of a row": (1024, 64, 64),
-    "network, levels": (33, 2048, 3),
-    "network, k no power of two": (16, 4096, 48),
-    "network, one": (128, 512, 1),
-    "network, a single row": (1, 65536, 17),
-    "ragged, as large": (64, 1030, 4),
+    "two levels": (3, 1024, 4),
+    "two levels at the least": (2, 4096, 16),
+    "two levels, ragged": (2, 1030, 4),
+    "two levels, one": (4, 512, 1),
+}
+NETWORK = {  # large enough for the CPU's network: in one level, in two, with groups of groups
+    "one level": (43, 1536, 64),
+    "all of a row": (1024, 64, 64),
+    "levels": (33, 2048, 3),
+    "k no power of two": (16, 4096, 48),
+    "one": (128, 512, 1),
+    "a single row": (1, 65536, 17),
 }
 BENCHMARK = {
     "quickstart": (4096, 2048, 32),
