@@ -187,7 +187,7 @@ def _residual(D: Any, r: Any, indices: Any, mine: Any) -> Any:
 
     All atoms are gathered at once, so that the gradients of all steps go back to D in one sum.
     """
-    taken = sparse_take(*ops.own((D, indices)))
+    taken: Any = sparse_take(*ops.own((D, indices)))
     atoms = ops.latents_sum(jnp.where(mine[:, :, None], taken, 0))
 
     def step(r, atom):
