@@ -252,7 +252,7 @@ def _stacked(sae: Any, b: int, mesh: MeshConfig, slots: int) -> dict[str, int]:
 
 def _sparse(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
     n, k, matrix, row = _sizes(sae, b, mesh)
-    by_groups = by_network(min(b, block_rows(b)), n, k)
+    by_groups = by_network(block_rows(b), n, k)
     kept = (CPU.matrices if by_groups else CPU.fewer) * matrix + CPU.rows * row
     if getattr(sae, "matmul_dtype", "float32") == "bfloat16":
         kept += (matrix + row) // 2  # what the encoder's matmul reads

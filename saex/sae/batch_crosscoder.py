@@ -153,7 +153,7 @@ class BatchCrosscoder:
             lowest = selection.smallest(codes.values)
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, y, lowest)
 
-        size = selection.candidates(self.capacity, 8 * self.k, n, 12)
+        size = selection.candidates(self.capacity, 8 * self.k, n)
         if not size:
             (loss, aux), exact = dense(params), jnp.bool_(True)
         else:

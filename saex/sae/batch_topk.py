@@ -115,7 +115,7 @@ class BatchTopK:
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, y, lowest)
 
         n = stats["since_fired"].shape[0]
-        how = selection.candidates(self.capacity, 8 * self.k, n, 12), self.matmul_dtype
+        how = selection.candidates(self.capacity, 8 * self.k, n), self.matmul_dtype
         loss, aux, exact = selection.of_batch(params, batch["x"], total, *how, objective)
         metrics, stats, y, lowest = aux
         threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)

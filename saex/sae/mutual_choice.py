@@ -117,7 +117,7 @@ class MutualChoice:
             return mse + hyper["aux_coefficient"] * aux_zipf, (metrics, after, y, lowest)
 
         n = stats["since_fired"].shape[0]
-        size = selection.candidates(self.capacity, 8 * self.k, n, 12)
+        size = selection.candidates(self.capacity, 8 * self.k, n)
         how = hyper["k"] * rows, size, self.matmul_dtype
         loss, aux, exact = selection.of_batch(params, batch["x"], *how, objective)
         metrics, stats, y, lowest = aux

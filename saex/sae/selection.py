@@ -21,7 +21,7 @@ from saex.sae.base import ArraySpec, DenseCodes
 from saex.typing import Params
 
 
-def candidates(capacity: int | None, usual: int, n: int, pay_from: int) -> int:
+def candidates(capacity: int | None, usual: int, n: int, pay_from: int = 12) -> int:
     """Candidates to take of each row's n latents on a device; 0: none, everything densely.
 
     Args:

@@ -98,8 +98,10 @@ def test_a_network_with_a_step_too_few_is_found_out(monkeypatch, step):
 
 
 def test_a_network_that_does_not_settle_ties_is_found_out(monkeypatch):
-    largest = lambda keys, indices, m, in_order: network.largest(keys, 2**20 - indices, m, in_order)  # noqa: E731
-    turned = lambda *a: (lambda k, i: (k, 2**20 - i))(*largest(*a))  # noqa: E731
+    def turned(keys, indices, *how):  # the highest index first
+        keys, indices = network.largest(keys, 2**20 - indices, *how)
+        return keys, 2**20 - indices
+
     mutated(monkeypatch, random_scores("ties", 8, 1024), cpu, "largest", turned)
 
 

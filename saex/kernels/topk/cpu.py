@@ -17,7 +17,8 @@ from saex.kernels.topk.network import largest
 from saex.kernels.topk.order import group_maxima, key_of, ordered, score_of
 
 # Entries of a group of scores, and of a group of what is held in cache: of 8, 16, 32 and of 4, 8
-# the fastest. Fewer rows or more slots than these are XLA's (results/topk_cpu.md).
+# the fastest (experiments/benchmarks/results/topk_cpu.md). Fewer scores than SCORES, and more slots
+# than SLOTS, are left to XLA.
 GROUP = 16
 STEP = 4
 SCORES = 2**16
@@ -26,7 +27,7 @@ ROWS = 1024  # of a block; an encoder that is given fewer reads its weights too 
 
 
 def by_network(b: int, n: int, k: int) -> bool:
-    """Whether so many rows are worth their network, which takes a second to compile."""
+    """Whether so many scores are worth their network, which takes a second to compile."""
     return b * n >= SCORES and k <= SLOTS and n % GROUP == 0
 
 
@@ -59,15 +60,16 @@ def block_rows(b: int) -> int:
 def _by_levels(scores: Float[Array, "b n"], k: int) -> tuple:
     b, n = scores.shape
     m = 1 << (k - 1).bit_length()
-    if n // GROUP < 2 * m:
-        keys, indices = (a[:k].T for a in _chosen(_keys(scores), m, True))
-        return score_of(keys, jnp.float32).astype(scores.dtype), indices
-    _, groups = _chosen(_keys(group_maxima(scores, GROUP)), m, False)
-    groups = jax.lax.optimization_barrier(jnp.sort(groups.T, axis=-1))
-    candidates = _taken(scores.reshape(b, -1, GROUP), groups[:, :, None]).reshape(b, -1)
+    candidates, groups = scores, None
+    if n // GROUP >= 2 * m:
+        _, groups = _chosen(_keys(group_maxima(scores, GROUP)), m, False)
+        groups = jax.lax.optimization_barrier(jnp.sort(groups.T, axis=-1))
+        candidates = _taken(scores.reshape(b, -1, GROUP), groups[:, :, None]).reshape(b, -1)
     keys, slots = (a[:k].T for a in _chosen(_keys(candidates), m, True))
-    indices = _taken(groups, slots // GROUP) * GROUP + slots % GROUP
-    return score_of(keys, jnp.float32).astype(scores.dtype), indices
+    values = score_of(keys, jnp.float32).astype(scores.dtype)
+    if groups is None:
+        return values, slots
+    return values, _taken(groups, slots // GROUP) * GROUP + slots % GROUP
 
 
 def _chosen(keys: Int[Array, "b w"], m: int, in_order: bool) -> tuple:
