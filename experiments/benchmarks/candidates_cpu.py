@@ -10,14 +10,13 @@ Beside them the cost model's floor of the faster way on this machine.
 """
 
 import argparse
-import json
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import interleaved, machine, saex_step, step_floor, where, zipf_rows
+from measure import interleaved, machine, saex_step, step_floor, where, write, zipf_rows
 
 from saex.sae import BatchTopK, JumpReLU, Matryoshka
 
@@ -67,10 +66,7 @@ def main() -> None:
             print(found[-1], flush=True)
     record = where() | {"jax": jax.__version__, "rounds": args.rounds, "milliseconds": found}
     record |= {"batch": args.batch, "d": args.d, "constants": machine().describe()}
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(record))
+    write(args.out, record, table(record))
 
 
 def made(name: str, d: int, n: int, capacity: int) -> Any:

@@ -27,7 +27,7 @@ from typing import Any
 from unittest import mock
 
 import jax
-from measure import where
+from measure import where, write
 from store import written
 
 import saex.harvest
@@ -66,10 +66,7 @@ def main() -> None:
     one_round(folder, min(args.rows, 20_000))  # libraries are loaded, files come into memory
     record["harvests"] = [one_round(folder, args.rows, i % 2 > 0) for i in range(args.rounds)]
     record["trainings"] = {s: waiting(folder, *SHAPES[s], args.steps) for s in args.shapes}
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(record))
+    write(args.out, record, table(record))
     print(table(record))
 
 

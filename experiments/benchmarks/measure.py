@@ -6,6 +6,7 @@ dictionaries are made for. Uniform ones would flatter whatever sums over latents
 
 import datetime
 import functools
+import json
 import os
 import pathlib
 import platform
@@ -65,6 +66,14 @@ def saex_step(x: Any, sae: Any) -> Callable[[], Any]:
         return state[0], out
 
     return call
+
+
+def write(out: str | pathlib.Path, record: Mapping[str, Any], text: str) -> None:
+    """A record as ``out``.json and its table as ``out``.md; the folder is made."""
+    out = pathlib.Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    out.with_suffix(".md").write_text(text)
 
 
 # -------------------------------------------------------------------------------------------- data

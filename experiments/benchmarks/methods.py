@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from measure import REPO, where
+from measure import REPO, where, write
 
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "methods"
@@ -44,9 +44,7 @@ def main() -> None:
         ran(name, pathlib.Path(args.runs))
     found = {n: found_in(pathlib.Path(args.runs) / n) for n in ["topk", *every]}
     record = where() | {"runs": {n: one for n, one in found.items() if one}}
-    out = pathlib.Path(args.out)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(record))
+    write(args.out, record, table(record))
     print(table(record))
 
 

@@ -9,12 +9,11 @@ on this machine. Rows, scores and latents are heavy-tailed (``measure.py``).
 """
 
 import argparse
-import json
 import pathlib
 from typing import Any
 
 import jax
-from measure import interleaved, machine, op_floor, step_floor, where
+from measure import interleaved, machine, op_floor, step_floor, where, write
 from ops_cpu_calls import DEAD, ops
 
 from saex.kernels.sparse_decode.cases import BENCHMARK
@@ -51,10 +50,7 @@ def main() -> None:
             print(shape, op, found[shape][op], flush=True)
     record = where() | {"jax": jax.__version__, "rounds": args.rounds, "milliseconds": found}
     record["constants"] = machine().describe()
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(record))
+    write(args.out, record, table(record))
 
 
 def floor(op: str, b: int, d: int, n: int, k: int) -> float:

@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from measure import where
+from measure import where, write
 from quality_libraries import (
     EXACT,
     LIBRARIES,
@@ -330,10 +330,8 @@ def _say(line: dict[str, Any]) -> None:
 
 
 def _write(out: pathlib.Path, found: dict[str, dict[str, Any]], facts: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps({**facts, "found": found}, indent=1) + "\n")
     text = table(found, facts)
-    out.with_suffix(".md").write_text(text)
+    write(out, {**facts, "found": found}, text)
     print(text)
 
 

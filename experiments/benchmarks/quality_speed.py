@@ -13,13 +13,12 @@ The environment is that of ``quality.py``.
 """
 
 import argparse
-import json
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
-from measure import where, zipf_rows
+from measure import where, write, zipf_rows
 from quality import Clock, study
 from quality_libraries import LIBRARIES, METHODS, TRANSCODERS, Data, Settings, setting
 
@@ -61,10 +60,7 @@ def main() -> None:
             print(shape, method, found[shape][method], flush=True)
     record = where() | {"l0": L0, "rounds": args.rounds, "milliseconds": found}
     record["versions"] = sorted({library.version() for library in LIBRARIES.values()})
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(record))
+    write(args.out, record, table(record))
 
 
 def rows_of(b: int, d: int) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from measure import where
+from measure import where, write
 from topk_trainers import LIBRARIES, Settings, Trained, version
 
 from saex.config import load
@@ -205,10 +205,8 @@ def _record(train: Any, heldout: Any) -> dict[str, Any]:
 
 
 def _write(out: pathlib.Path, found: dict[str, list[dict]], facts: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps({**facts, "runs": found}, indent=1) + "\n")
     text = table(found, facts)
-    out.with_suffix(".md").write_text(text)
+    write(out, {**facts, "runs": found}, text)
     print(text)
 
 

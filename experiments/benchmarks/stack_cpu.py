@@ -8,7 +8,6 @@ them the cost model's floor of eight on this machine.
 """
 
 import argparse
-import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from measure import machine, step_floor, where
+from measure import machine, step_floor, where, write
 
 from saex.data.store import Store
 from saex.data.stream import Stream
@@ -43,10 +42,7 @@ def main() -> None:
     found = {n: measure(store, args.site, n, args.rounds) for n in args.n}
     record = where() | {"jax": jax.__version__, "rounds": args.rounds, "milliseconds": found}
     record["constants"] = machine().describe()
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(record))
+    write(args.out, record, table(record))
     print(table(record))
 
 

@@ -24,7 +24,6 @@ The environment is that of ``quality_topk.py`` with ``eai-sparsify==1.3.3``, ``s
 
 import argparse
 import importlib.metadata
-import json
 import os
 import pathlib
 import statistics
@@ -35,7 +34,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import machine, saex_step, step_floor, where, zipf_rows
+from measure import machine, saex_step, step_floor, where, write, zipf_rows
 
 from saex.sae import TopK
 
@@ -72,10 +71,7 @@ def main() -> None:
     malloc = os.environ.get("GLIBC_TUNABLES", "default")
     record = where() | {"versions": versions(), "malloc": malloc, "rounds": args.rounds}
     record |= {"constants": machine().describe(), "amx": has_amx(), "milliseconds": found}
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(record))
+    write(args.out, record, table(record))
 
 
 def measure(

@@ -17,7 +17,6 @@ three epochs, again with the pages dropped and in memory.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import pathlib
@@ -30,7 +29,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-from measure import where
+from measure import where, write
 
 from saex.data import Column, Store, StoreWriter
 from saex.data.stream import Stream
@@ -76,8 +75,7 @@ def main() -> None:
 def save(out: pathlib.Path, record: dict[str, Any]) -> None:
     """JSON with everything and the table."""
     text = (first_table if "seconds" in record else table)(record)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(text)
+    write(out, record, text)
     print(text)
 
 

@@ -21,7 +21,6 @@ An environment for it: that of ``quality_topk.py``, and (its Python has to be 3.
 
 import argparse
 import importlib.metadata
-import json
 import logging
 import pathlib
 import shutil
@@ -34,7 +33,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-from measure import where
+from measure import where, write
 
 from saex.data import Column, Store, StoreWriter
 from saex.data.mixing import expected_distinct
@@ -76,10 +75,7 @@ def main() -> None:
         record["widths"][width] = [one_round(ways, args) for _ in range(args.rounds)]
         if not args.keep:
             shutil.rmtree(folder / str(width))
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(record))
+    write(args.out, record, table(record))
     print(table(record))
 
 

@@ -15,14 +15,13 @@ without a place for outliers (``calibrate(max_outliers=0)``) is the control.
 
 import argparse
 import itertools
-import json
 import pathlib
 import shutil
 import statistics
 from typing import Any
 
 import numpy as np
-from measure import where
+from measure import where, write
 
 from saex import loop
 from saex.config import resolve
@@ -65,9 +64,7 @@ def main() -> None:
         print(found[-1], flush=True)
     record = where() | {"rows": plain.rows, "steps": args.steps, "runs": found}
     record |= {"stores": {dtype: facts(path, plain) for dtype, path in paths.items()}}
-    out = pathlib.Path(args.out or HERE / "results" / f"stored_dtype{kind}")
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(record))
+    write(args.out or HERE / "results" / f"stored_dtype{kind}", record, table(record))
     print(table(record))
 
 

@@ -13,7 +13,6 @@ otherwise; the initial weights are taken from the same sample of rows.
 
 import argparse
 import functools
-import json
 import pathlib
 import statistics
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from measure import where
+from measure import where, write
 from quality_topk import evaluate
 from topk_trainers import Settings, saex_topk
 
@@ -70,10 +69,7 @@ def main() -> None:
     record = where() | {"jax": jax.__version__, "rows": stores["stream"].rows, "site": SITE}
     record |= {"heldout_rows": stores["heldout"].rows, "n": args.n, "batch": args.batch}
     record |= {"steps": args.steps, "runs": runs}
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(record))
+    write(args.out, record, table(record))
     print(table(record))
 
 

@@ -11,7 +11,6 @@ and the cost model's floor on this machine: reading the scores once.
 
 import argparse
 import functools
-import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from measure import interleaved, machine, op_floor, where, zipf_scores
+from measure import interleaved, machine, op_floor, where, write, zipf_scores
 
 from saex.kernels.topk import cpu
 
@@ -59,10 +58,7 @@ def main() -> None:
             print(found[-1], flush=True)
     record = where() | {"jax": jax.__version__, "rounds": args.rounds, "milliseconds": found}
     record["constants"] = machine().describe()
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(record))
+    write(args.out, record, table(record))
 
 
 def one_level(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
