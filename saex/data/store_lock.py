@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from pathlib import Path
 from typing import IO
 
@@ -12,6 +13,9 @@ from saex.data.manifest import StoreError
 
 # What file systems without locks answer; there the promise of one writer is the user's.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+# Seconds to wait for the signature of a writer that has locked the file and not signed it yet.
+_PATIENCE = 2.0
 
 
 def lock_folder(path: Path, name: str, where: object = None) -> IO[str]:
@@ -54,7 +58,16 @@ def signature() -> str:
 
 
 def _taken(path: object, file: IO[str]) -> StoreError:
-    file.seek(0)
-    owner = file.read(200) or "another process"
-    file.close()
+    with file:
+        owner = _signed(file) or "another process"
     return StoreError(f"{path} is being written by {owner}; wait for it, or stop it first")
+
+
+def _signed(file: IO[str]) -> str:
+    """The signature in the file; empty if none comes, as when its writer's disk is full."""
+    give_up = time.monotonic() + _PATIENCE
+    while True:
+        file.seek(0)
+        if (text := file.read(200)) or time.monotonic() > give_up:
+            return text
+        time.sleep(0.01)

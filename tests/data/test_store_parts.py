@@ -1,9 +1,11 @@
 """Parts: writers that do not know of each other, one store in the end; what `saex store` says."""
 
+import fcntl
 import json
 import subprocess
 import sys
 import textwrap
+import threading
 
 import jax
 import numpy as np
@@ -12,12 +14,15 @@ import pytest
 from saex.cli import main
 from saex.data import Column, Store, StoreError, StoreWriter, merge_parts
 from saex.data import store_tools as tools
+from saex.data.store_lock import lock_folder
+from saex.data.store_names import Names
 from saex.harvest import Harvest, harvest
 from saex.models import Several, Transformer
 from tests import runs
 
 COLUMNS = {"x": Column((6,), "float32"), "n": Column((), "int32")}
 ROWS, PARTS = 900, 3
+LOCK = Names().lock
 
 
 def rows_of(part):
@@ -90,6 +95,21 @@ def test_of_writers_that_start_at_once_one_writes_and_the_others_are_told_who(tm
     assert store.read("n").tolist() == list(range(3000))
     folders = {p.name for p in (tmp_path / "store").glob("segment-*")}
     assert folders == {s.path for s in store.manifest.segments}
+
+
+def test_a_refusal_waits_for_the_name_of_a_writer_that_has_only_just_locked(tmp_path):
+    sign = "process 7 on elsewhere"
+    with open(tmp_path / LOCK, "a+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        signs = threading.Timer(0.2, lambda: print(sign, file=other, flush=True))
+        signs.start()
+        with pytest.raises(StoreError, match=f"is being written by {sign}"):
+            lock_folder(tmp_path, LOCK)
+        signs.join()
+        other.truncate(0)  # as one whose disk is full
+        with pytest.raises(StoreError, match="is being written by another process"):
+            lock_folder(tmp_path, LOCK)
+    lock_folder(tmp_path, LOCK).close()
 
 
 def test_a_part_goes_on_where_it_was_stopped_and_touches_no_other(tmp_path):
