@@ -87,6 +87,50 @@ def test_bf16_matmul_inputs_keep_float32_results_close():
     assert np.quantile(np.abs(p - x @ W.T), 0.9) < 0.05
 
 
+@pytest.fixture
+def network(monkeypatch):
+    """The CPU's network selects, however small the input; returns how often it was traced."""
+    uses, largest = [], cpu.largest
+    monkeypatch.setattr(cpu, "SCORES", 1)
+    monkeypatch.setattr(cpu, "largest", lambda *args: uses.append(1) or largest(*args))
+    return uses
+
+
+NETWORK = {"k = n": (3, 5, 16, 16), "ties": (5, 2, 48, 6), "two levels": (7, 6, 1024, 9)}
+NETWORK |= {"one": (3, 4, 608, 1), "many slots": (2, 4, 2048, 100)}
+
+
+@pytest.mark.parametrize("case", NETWORK)
+def test_the_network_selects_from_the_dense_scores(case, network):
+    """And the gradient goes where it selected."""
+    b, d, n, k = NETWORK[case]
+    args = whole_numbers(7, *shapes(b, d, n))
+    expected, order = oracles.top_k(scores(*args), k)
+
+    def summed(*args):
+        chosen = encode_topk(*args, k, "bfloat16", "cpu")
+        return jnp.sum(chosen[0]), chosen
+
+    grads, (values, indices) = jax.jit(jax.grad(summed, (2, 3), has_aux=True))(*args)
+    assert network
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_array_equal(values, expected)
+    times = np.bincount(order.ravel(), minlength=n)
+    np.testing.assert_array_equal(grads[1], times)
+    chosen = oracles.dense(np.ones((b, k)), order, n)
+    np.testing.assert_array_equal(grads[0], chosen.T @ (args[0] - args[1][None]))
+
+
+def test_the_network_puts_what_is_not_finite_in_its_place(network):
+    args = not_finite(5, 6, 1024)
+    with np.errstate(invalid="ignore"):
+        expected, order = oracles.top_k(scores(*args), 4)
+    values, indices = jax.jit(lambda *args: encode_topk(*args, 4, "float32", "cpu"))(*args)
+    assert network
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_array_equal(values, expected)
+
+
 def not_finite(b, d, n):
     """Rows with NaN, with infinity (NaN where the weight is 0), and a latent whose row is NaN."""
     x, b_pre, W_enc, b_enc = whole_numbers(4, *shapes(b, d, n))

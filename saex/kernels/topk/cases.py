@@ -18,6 +18,9 @@ NETWORK = {  # large enough for the CPU's network: in one level, in two, with gr
     "k no power of two": (16, 4096, 48),
     "one": (128, 512, 1),
     "a single row": (1, 65536, 17),
+    "k of a hundred": (16, 4096, 100),
+    "the most slots": (8, 8192, 256),
+    "a million of a row": (1, 2**20, 40),
 }
 BENCHMARK = {
     "quickstart": (4096, 2048, 32),
