@@ -101,6 +101,28 @@ def test_a_member_that_is_not_finite_is_reported_and_the_others_go_on(folder, ca
     assert json.loads((folder / "bad/DONE.json").read_text())["steps"] == 12
 
 
+def test_a_stack_whose_member_has_failed_goes_on_where_it_was_stopped(folder, monkeypatch, caplog):
+    """As unbroken for the living one; the other stays failed, and nothing of it is saved."""
+    members = ({}, {"optim.lr": 1e38})
+    config = runs.config(folder, members=members, store=str(folder / "run/store"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(loop.Preempted):
+            loop.train(config, folder / "halted")
+    living, failed = (folder / "halted/members" / name for name in ("00", "01"))
+    record, saved = (failed / "FAILED.json").read_text(), info(living)["step"]
+    assert saved == 7
+    caplog.clear()
+    with caplog.at_level("INFO", logger="saex"):
+        result = loop.train(config, folder / "halted")
+    assert "resumed at step 7" in caplog.text and list(result["members"]) == ["00"]
+    assert (failed / "FAILED.json").read_text() == record
+    assert not list(failed.glob("checkpoints/*")) and "member 01" not in caplog.text
+    alone = folder / "run/members/03"  # the same configuration, among others and never stopped
+    assert info(living)["state_digest"] == info(alone)["state_digest"]
+    assert losses(living) == losses(alone)
+
+
 @pytest.mark.slow  # tests/train/test_stack.py has it for the step alone
 def test_places_of_a_mesh_give_the_same(folder):
     config = runs.config(
