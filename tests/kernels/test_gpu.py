@@ -135,6 +135,24 @@ def test_encode_topk_on_hopper_equals_the_reference():
     np.testing.assert_allclose(values, wanted, atol=1e-5)
 
 
+HOPPER = {"one of two tiles": (300, 1), "all": (40, 40), "all of two tiles": (264, 264)}
+
+
+@pytest.mark.parametrize("case", HOPPER)
+def test_encode_topk_on_hopper_is_exact_with_ties_and_without_finite_scores(case):
+    """Whole numbers, full of ties; the bias takes the latents of whole groups to -inf."""
+    n, k = HOPPER[case]
+    x, b_pre, W_enc, b_enc = oracles.whole_numbers(n, (3, 6), (6,), (n, 6), (n,))
+    b_enc = b_enc.at[8:32].set(-jnp.inf).at[n - 1].set(-jnp.inf)
+    scores = np.asarray((x - b_pre[None]) @ W_enc.T + b_enc[None])
+    encode = jax.jit(lambda *args: encode_gpu.encode_topk(*args, k, "bfloat16"))
+    values, indices = encode(x, b_pre, W_enc, b_enc)
+    no_races()
+    wanted, order = oracles.top_k(scores, k)
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_array_equal(values, wanted)
+
+
 def test_encode_topk_on_hopper_with_other_scores_than_maxima_fails(monkeypatch):
     write = encode_gpu._write
     monkeypatch.setattr(encode_gpu, "_write", lambda tile, *to: write(tile + 1, *to))
