@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -97,25 +99,42 @@ def enough(
 
 
 def packed(pieces: Iterable[Chunk], context: int) -> list[Chunk]:
-    """Contexts put one behind the other and cut anew into full ones; the last may be short.
+    """Short contexts put one behind the other, none of them cut, until no other one has room.
 
-    Each keeps its BOS. Column `document` says whose each token is; positions count anew.
+    Each keeps its BOS. Columns `document` and `position` say whose each token is, and its place
+    there; padding has position 0. A `position` tells a model where the next document begins.
     """
-    parts = list(pieces)
+    parts, inside = list(pieces), []
+    for number, at in zip(_bins([p.length for p in parts], context), range(len(parts))):
+        inside += [[]] if number == len(inside) else []
+        inside[number].append(parts[at])
+    return [_joined(some, context) for some in inside]
+
+
+def _bins(lengths: Iterable[int], context: int) -> Iterator[int]:
+    """Which context each piece goes into: the fullest one that has room, or a new one."""
+    rooms: list[tuple[int, int]] = []  # (tokens of room, number), rising
+    made = 0
+    for length in lengths:
+        at = bisect.bisect_left(rooms, (length, 0))
+        room, number = rooms.pop(at) if at < len(rooms) else (context, made)
+        made = max(made, number + 1)
+        if room > length:
+            bisect.insort(rooms, (room - length, number))
+        yield number
+
+
+def _joined(parts: list[Chunk], context: int) -> Chunk:
+    """One context of several pieces that have room in it."""
     lengths = [p.length for p in parts]
-    total, names = sum(lengths), list(parts[0].columns) if parts else []
     columns = {
-        "tokens": np.concatenate([np.zeros(0, np.int32), *(p.tokens[: p.length] for p in parts)]),
+        "tokens": np.concatenate([p.tokens[: p.length] for p in parts]),
         "document": np.repeat(np.array([p.document for p in parts], np.int32), lengths),
-        **{n: np.concatenate([p.columns[n][: p.length] for p in parts]) for n in names},
+        "position": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        **{n: np.concatenate([p.columns[n][: p.length] for p in parts]) for n in parts[0].columns},
     }
-    full = {n: np.pad(x, (0, -total % context)).reshape(-1, context) for n, x in columns.items()}
-    out = []
-    for i, tokens in enumerate(full.pop("tokens")):
-        own = {n: x[i] for n, x in full.items()}
-        length = min(context, total - i * context)
-        out.append(Chunk(tokens, length, int(own["document"][0]), 0, own))
-    return out
+    full = {n: np.pad(x, (0, context - sum(lengths))) for n, x in columns.items()}
+    return Chunk(full.pop("tokens"), sum(lengths), parts[0].document, 0, full)
 
 
 def alike(contexts: Contexts, batch: int, seed: int) -> Contexts:
@@ -150,6 +169,17 @@ def tokens_of(contexts: Contexts, begin: int, end: int, batch: int, compiled: bo
     return np.pad(tokens, ((0, batch - len(tokens)), (0, 0)))
 
 
+def inputs_of(
+    contexts: Contexts, begin: int, end: int, batch: int, compiled: bool
+) -> tuple[np.ndarray, ...]:
+    """(tokens,), and the positions [batch, context] int32 of what is packed."""
+    tokens = tokens_of(contexts, begin, end, batch, compiled)
+    if "position" not in contexts.columns:
+        return (tokens,)
+    position = contexts.columns["position"][begin:end, : tokens.shape[1]]
+    return tokens, np.pad(position, ((0, len(tokens) - len(position)), (0, 0)))
+
+
 def rows_of(
     contexts: Contexts, begin: int, end: int, acts: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
@@ -179,10 +209,10 @@ def in_batches(
     contexts: Contexts,
     span: tuple[int, int],
     batch: int,
-    forward: Callable[[np.ndarray], Mapping[str, Any]],
+    forward: Callable[..., Mapping[str, Any]],
     compiled: bool,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """(index after a batch, its rows) for the contexts of a span.
+    """(index after a batch, its rows) for the contexts of a span. forward: of `inputs_of`.
 
     Another thread makes them, up to four ahead, so that the model computes while they are written.
     """
@@ -191,7 +221,7 @@ def in_batches(
         running = None  # a device computes one batch while the rows of the one before are taken
         for begin in range(*span, batch):
             end = min(begin + batch, span[1])
-            acts = forward(tokens_of(contexts, begin, end, batch, compiled))
+            acts = forward(*inputs_of(contexts, begin, end, batch, compiled))
             if running:
                 yield running[1], rows_of(contexts, *running)
             running = (begin, end, acts)
@@ -239,7 +269,8 @@ def sites_of(config: Any, model: Any) -> tuple[str, ...]:
 def make_forward(model: Any, cfg: Harvest) -> Callable:
     """(params, tokens [batch, context]) -> {site: [batch, context, width]} of `cfg.made_as`.
 
-    With `cfg.gradients` tokens are as `choose` gives them then: padding is -1.
+    With `cfg.gradients` tokens are as `choose` gives them then: padding is -1. With `cfg.pack`
+    positions [batch, context] follow.
     """
     last = max(cfg.sites, key=list(model.sites).index)
 
@@ -249,18 +280,21 @@ def make_forward(model: Any, cfg: Harvest) -> Callable:
         norms = {site + NORM: _norm(x) for site, x in out.items()} if cfg.norms else {}
         return {**out, **norms}
 
-    def with_gradients(params, tokens):
+    def with_gradients(params, tokens, positions=None):
         tokenizer, real = getattr(model, "tokenizer", Bytes), jnp.asarray(tokens)
         counted = (real >= 0) & (real != tokenizer.bos)
-        where = counted, cfg.gradients, cfg.sites
+        if positions is not None:
+            counted &= jnp.asarray(positions) > 0
+        where = counted, cfg.gradients, cfg.sites, positions
         grads, acts = gradients.at_sites(model, params, jnp.maximum(real, 0), *where)
         named = {site + GRADIENT: g.astype(cfg.gradient_dtype) for site, g in grads.items()}
         return {**stored(acts), **named}
 
-    def forward(params, tokens):
+    def forward(params, tokens, positions=None):
         if cfg.gradients:
-            return with_gradients(params, tokens)
-        return stored(model.run(params, tokens, taps=cfg.sites, stop_at=last)[1])
+            return with_gradients(params, tokens, positions)
+        where = {} if positions is None else {"positions": positions}
+        return stored(model.run(params, tokens, taps=cfg.sites, stop_at=last, **where)[1])
 
     return jax.jit(forward) if is_compiled(model) else forward
 
@@ -268,6 +302,11 @@ def make_forward(model: Any, cfg: Harvest) -> Callable:
 def is_compiled(model: Any) -> bool:
     """Whether the model's forward pass is a JAX program; else it is run as it is."""
     return getattr(model, "traceable", True)
+
+
+def keeps_apart(model: Any) -> bool:
+    """Whether the model can read several documents in a context as if each were alone."""
+    return "positions" in inspect.signature(model.run).parameters
 
 
 def _norm(x: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from saex import distributed
+from saex import distributed, harvest_room
 from saex.calibration import with_scales
 from saex.contexts import (
     GRADIENT,
@@ -24,13 +24,13 @@ from saex.contexts import (
     in_batches,
     is_compiled,
     is_gradient,
+    keeps_apart,
     make_forward,
 )
 from saex.data import store_remote
 from saex.data.exclude import NORM
 from saex.data.manifest import Column, StoreError
 from saex.data.quantise import with_parts
-from saex.data.room import bytes_needed, check_room, check_spool
 from saex.data.store import Store, find_manifest
 from saex.data.store_merge import merge_parts
 from saex.data.store_writer import StoreWriter
@@ -67,9 +67,9 @@ class Harvest:
         harvested too, as a column `SITE.gradient`; a site's pass then takes three times as long.
       norms: whether each site gets a column of its norms, `SITE.norm`, by which a stream can leave
         outliers out.
-      pack: whether short contexts are put one behind the other into full ones, so that nothing is
-        padding, but a token sees documents before its own; without it every context is of one
-        document.
+      pack: whether short contexts are put into one, so that little is padding. A token sees those
+        of its own document alone, at positions that begin anew, as if the document were alone.
+        For saex's own models; without it every context is of one document.
       parts: parts that the processes of a job write side by side, a whole number of them for each.
         The store is the same for any number of processes, but not for another number of parts.
       non_finite: what becomes of rows with NaN or infinity: "refuse" stops the harvest, "drop"
@@ -130,11 +130,12 @@ def harvest(
     sites: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
+    beside: int = 0,
 ) -> Store:
     """Runs the model over a split of the text and writes what its sites hold.
 
     Columns: one per site [width], its norm `SITE.norm` (float32), `tokens`, `document`, `position`
-    (in the context, BOS is 0), int32, and the source's. Held-out rows of a context follow each
+    (from the BOS, which is 0), int32, and the source's. Held-out rows of a context follow each
     other, training rows do so with `cfg.shuffle` off; there are none of padding. A store that is
     complete is opened as it is; one that was stopped goes on at its last segment; one that lost
     segments (somebody deleted damaged ones) gets them anew. Of several processes the first writes
@@ -153,6 +154,7 @@ def harvest(
         `gradients`.
       seed: of the order of contexts, so that a small budget is not the first documents only.
       progress: called after each batch.
+      beside: bytes that another store, to be made later, will take of the same disk.
 
     Raises:
       ValueError: a site that the model does not have, a context that is too long, no text, parts
@@ -181,7 +183,7 @@ def harvest(
         sample = functools.partial(_sample, run, contexts)
         columns = with_scales(columns, cfg.sites, path, sample)
     if distributed.is_main() or cfg.parts > 1:
-        _tell_room(path, columns, cfg, contexts)
+        harvest_room.tell(path, columns, cfg, contexts, beside)
     if cfg.parts > 1 and find_manifest(store_remote.place(path)) is None:
         _write_parts(cfg.parts, open_writer, contexts, run)
         distributed.barrier(f"parts {path}")
@@ -219,22 +221,6 @@ def _sample(run: Callable, contexts: Callable) -> dict[str, np.ndarray]:
         if rows >= work.cfg.calibration_rows:
             break
     return {site: np.concatenate([b[site] for b in found]) for site in work.cfg.sites}
-
-
-def _tell_room(path: str | os.PathLike, columns: dict, cfg: Harvest, contexts: Callable) -> None:
-    """Logs what the store takes on the disk; refuses what does not fit."""
-    there = find_manifest(store_remote.place(path))
-    if there is not None and there.complete:
-        return
-    rows = int(contexts().lengths.sum())
-    needed = bytes_needed(columns, rows, cfg.segment_rows, cfg.chunk_rows)
-    if store_remote.is_remote(path):
-        most = min(rows, cfg.segment_rows + cfg.batch * cfg.context)
-        told = check_spool(path, bytes_needed(columns, most, most, cfg.chunk_rows), cfg.check_room)
-        told = f"{needed / 1e9:.3f} GB in all, {told}"
-    else:
-        told = check_room(path, needed, enforce=cfg.check_room)
-    log.info("%s: %s rows, %s", path, f"{rows:,}", told)
 
 
 def _write_parts(parts: int, open_writer: Callable, contexts: Callable, run: Callable) -> None:
@@ -357,6 +343,11 @@ def _check(model: Any, cfg: Harvest) -> None:
         raise ValueError(
             f"harvest.gradients={cfg.gradients}: only of models that are JAX programs; "
             f"{type(model).__name__} is none"
+        )
+    if cfg.pack and not keeps_apart(model):
+        raise ValueError(
+            f"harvest.pack=True: {type(model).__name__} cannot keep the documents of a context "
+            "apart (its `run` takes no `positions`); leave pack out: a document is a context then"
         )
     if cfg.context > model.context:
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from saex.contexts import Contexts, rows_of, tokens_of
+from saex.contexts import Contexts, inputs_of, rows_of
 from saex.data.buffer import all_finite
 from saex.data.manifest import Manifest, StoreError
 from saex.data.resident import Device
@@ -49,7 +49,7 @@ class LiveRows(Store):
         path: str | os.PathLike,
         manifest: Manifest,
         contexts: Contexts,
-        forward: Callable[[Any, np.ndarray | jax.Array], Mapping[str, jax.Array]],
+        forward: Callable[..., Mapping[str, jax.Array]],
         params: Any,
         *,
         batch: int,
@@ -64,7 +64,7 @@ class LiveRows(Store):
           path: of the store that the rows would be in, for messages; written by `tee` alone.
           manifest: columns and meta.
           contexts: in the order of the harvest.
-          forward: (params, tokens [batch, context]) -> {column: [batch, context, *shape]}.
+          forward: (params, *`inputs_of`) -> {column: [batch, context, *shape]}.
           params: the model's.
           batch: contexts a chunk.
           compiled: whether the model is a JAX program.
@@ -259,8 +259,8 @@ class LiveRows(Store):
             self._params[device] = jax.device_put(self._params[device], device)
             self._placed.add(device)
         span = self._span(chunk)
-        tokens = tokens_of(self._contexts, *span, self._batch, self._compiled)
-        return self._forward(self._params[device], jax.device_put(tokens, device))
+        inputs = inputs_of(self._contexts, *span, self._batch, self._compiled)
+        return self._forward(self._params[device], *jax.device_put(inputs, device))
 
     def _done(self, chunk: int, acts: Mapping[str, jax.Array]) -> tuple[int, Any]:
         """Waits for a pass, whose errors come now."""

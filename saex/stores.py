@@ -8,13 +8,14 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from saex import distributed, live, metrics
+from saex import distributed, harvest_room, live, metrics
 from saex.config import Config
-from saex.contexts import GRADIENT, sites_of
+from saex.contexts import GRADIENT, choose, sites_of
 from saex.data import joined
+from saex.data.manifest import Column
 from saex.data.split import open_split
 from saex.evaluate import store_folder
-from saex.harvest import harvest
+from saex.harvest import columns_of, harvest, settle
 from saex.registry import ConfigError
 from saex.sae.base import column_widths
 
@@ -47,7 +48,8 @@ def of_run(
         if config.live.enabled:
             train = _live(config, *given, root / "train", mesh)
         else:
-            train = _harvested(config, *given, "train", root / "train", check)
+            later = _bytes_left(config, *given, "heldout", root / "heldout")
+            train = _harvested(config, *given, "train", root / "train", check, later)
         stores = train, _harvested(config, *given, "heldout", root / "heldout", check)
     for store in stores:
         if not store.complete:
@@ -63,9 +65,10 @@ def harvested(config: Config, place: str | os.PathLike, check: Callable[[], Any]
     """
     given = subject_of(config, "saex harvest is for models")
     where = str(place).rstrip("/")
+    later = _bytes_left(config, *given, "heldout", f"{where}/heldout")
     return [
-        _harvested(config, *given, split, f"{where}/{split}", check)
-        for split in ("train", "heldout")
+        _harvested(config, *given, split, f"{where}/{split}", check, beside)
+        for split, beside in (("train", later), ("heldout", 0))
     ]
 
 
@@ -93,9 +96,23 @@ def _live(config: Config, model: Any, params: Any, sites: Any, path: Any, mesh: 
     )  # fmt: skip
 
 
+def _bytes_left(config: Config, model: Any, params: Any, sites: Any, split: str, path: Any) -> int:
+    """Bytes of the disk that a store of a run has yet to take.
+
+    Of int8 without the channels that stay bfloat16, which are not known before the first rows.
+    """
+    cfg = settle(model, config.harvest, sites)
+    columns = columns_of(model, config.text, cfg)
+    if cfg.dtype == "int8":
+        columns |= {site: Column((model.sites[site],), "int8") for site in cfg.sites}
+    contexts = functools.partial(choose, model, config.text, split, cfg, config.seed)
+    return harvest_room.left(path, columns, cfg, contexts)
+
+
 def _harvested(
-    config: Config, model: Any, params: Any, sites: Any, split: str, path: Any, check: Any
-) -> Any:
+    config: Config, model: Any, params: Any, sites: Any, split: str, path: Any, check: Any,
+    beside: int = 0,
+) -> Any:  # fmt: skip
     bars: list[Any] = []  # made at the first batch, which knows how many rows there will be
 
     def update(done: int, total: int, rate: float) -> None:
@@ -109,7 +126,7 @@ def _harvested(
     try:
         store = harvest(
             model, params, config.text, split, path, config.harvest,
-            sites=sites, seed=config.seed, progress=update,
+            sites=sites, seed=config.seed, progress=update, beside=beside,
         )  # fmt: skip
     finally:
         for bar in bars:

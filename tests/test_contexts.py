@@ -23,13 +23,17 @@ def chunks(lengths, context=16):
     return out
 
 
-def test_packed_contexts_are_full_and_hold_the_same_tokens():
-    lengths = [5, 16, 3, 1, 16, 9, 2]
+def test_packed_contexts_hold_whole_pieces_in_the_fullest_context_with_room():
+    lengths = [5, 16, 3, 1, 16, 9, 2, 7]
     before, after = chunks(lengths), packed(chunks(lengths), 16)
-    assert [c.length for c in after] == [16, 16, 16, 4]
-    tokens = np.concatenate([c.tokens[: c.length] for c in after])
-    assert tokens.tolist() == [t for c in before for t in c.tokens[: c.length]]
+    held = [list(dict.fromkeys(c.columns["document"][: c.length].tolist())) for c in after]
+    assert held == [[0, 2, 3, 6], [1], [4], [5, 7]]
+    tokens = [t for c in after for t in c.tokens[: c.length].tolist()]
+    assert sorted(tokens) == sorted(t for c in before for t in c.tokens[: c.length].tolist())
     for c in after:
+        position = c.columns["position"]
+        assert position.dtype == np.int32 and not position[c.length :].any()
+        assert (position[: c.length] == c.tokens[: c.length] % 100).all()
         assert c.tokens.dtype == np.int32 and not c.tokens[c.length :].any()
         document = c.columns["document"][: c.length]
         assert document.dtype == np.int32 and (document == c.tokens[: c.length] // 100).all()
@@ -37,6 +41,12 @@ def test_packed_contexts_are_full_and_hold_the_same_tokens():
         assert (c.columns["mark"][: c.length] == c.tokens[: c.length] % 100 % 3).all()
         assert c.columns["mark"].dtype == np.int8
     assert packed([], 16) == []
+
+
+def test_many_short_pieces_leave_little_padding():
+    lengths = np.random.default_rng(0).integers(2, 257, 2000).tolist()
+    after = packed(chunks(lengths, 256), 256)
+    assert sum(lengths) / (len(after) * 256) > 0.95
 
 
 @pytest.mark.parametrize("count", [0, 3, 8, 1000, 1003])

@@ -316,18 +316,6 @@ def test_budget_takes_whole_contexts_from_all_over_the_text(tmp_path):
     assert everything.rows == total
 
 
-def test_packed_contexts_are_full_and_of_several_documents(tmp_path):
-    cfg = dataclasses.replace(CFG, rows=10**6)
-    plain = run(tmp_path / "plain", cfg=cfg)
-    store = run(tmp_path / "packed", cfg=dataclasses.replace(cfg, pack=True))
-    assert sorted(store.read("tokens").tolist()) == sorted(plain.read("tokens").tolist())
-    position, document = store.read("position"), store.read("document")
-    assert (np.bincount(position)[:-1] - np.bincount(position)[-1] <= 1).all()
-    assert (np.bincount(document) == np.bincount(plain.read("document"))).all()
-    inside = position > 0
-    assert (document[inside] != np.roll(document, 1)[inside]).any()
-
-
 def test_a_finished_store_is_opened_as_it_is(tmp_path):
     first = run(tmp_path)
     times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("c/0*") if p.is_file()}

@@ -9,6 +9,7 @@ import pytest
 
 from saex.config import resolve
 from saex.contexts import make_forward
+from saex.data.store import Store
 from saex.data.text import Document
 from saex.harvest import Harvest, columns_of, harvest, settle
 from saex.models import Edit, Transformer
@@ -105,6 +106,13 @@ def test_what_cannot_be_is_refused():
     class Foreign(Transformer):
         traceable = False
 
+    class Plain:
+        sites, context = MODEL.sites, 12
+
+        def run(self, params, tokens, taps=(), edits=None, stop_at=None): ...
+
+    with pytest.raises(ValueError, match=r"harvest.pack=True: Plain cannot keep .* leave pack out"):
+        settle(Plain(), dataclasses.replace(CFG, gradients=(), pack=True))
     with pytest.raises(ValueError, match="JAX programs"):
         settle(Foreign(d_model=16, n_layers=1, n_heads=2), CFG)
 
@@ -119,6 +127,30 @@ def test_a_batch_is_filled_up_without_effect(params):
     alone = forward(params, np.concatenate([tokens[:1], np.zeros((3, 12), np.int32)]))
     np.testing.assert_allclose(both[0], alone[SITE + ".gradient"][0], atol=1e-6)
     assert not np.asarray(both[0, 6:]).any()
+
+
+def test_packed_documents_are_as_if_each_were_alone(params, tmp_path):
+    """Activations and gradients of every piece of every document, whatever stands before it."""
+    cfg = dataclasses.replace(CFG, rows=10**6)
+    alone, packed = (
+        pieces(harvest(MODEL, params, Letters(), "train", tmp_path / str(pack),
+                       dataclasses.replace(cfg, pack=pack)))
+        for pack in (False, True)
+    )  # fmt: skip
+    assert alone.keys() == packed.keys() and len(alone) > 20
+    for key, rows in alone.items():
+        np.testing.assert_allclose(rows, packed[key], atol=2e-5)
+    contexts = Store.open(tmp_path / "True").manifest.cursor["context"]
+    assert contexts < Store.open(tmp_path / "False").manifest.cursor["context"], "nothing is packed"
+
+
+def pieces(store):
+    """{(document, its tokens): activations beside gradients}, by runs of positions."""
+    starts = np.flatnonzero(store.read("position") == 0)
+    rows = np.concatenate([store.read(SITE), store.read(SITE + ".gradient")], axis=1)
+    tokens, document = store.read("tokens"), store.read("document")
+    spans = zip(starts, [*starts[1:], store.rows])
+    return {(int(document[a]), tokens[a:b].tobytes()): rows[a:b] for a, b in spans}
 
 
 def test_the_method_reads_it_by_name():

@@ -17,7 +17,17 @@ LAYER = {
     **dict.fromkeys(("train", "evals", "analysis", "intervene", "report"), 3),
     **dict.fromkeys(("config", "loop", "evaluate", "harvest", "member", "pretrain", "cli"), 4),
     **dict.fromkeys(
-        ("calibration", "contexts", "live", "live_devices", "live_rows", "stores", "tee"), 4
+        (
+            "calibration",
+            "contexts",
+            "harvest_room",
+            "live",
+            "live_devices",
+            "live_rows",
+            "stores",
+            "tee",
+        ),
+        4,
     ),
     "__init__": 4,
 }

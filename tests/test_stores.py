@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
 from saex import loop, metrics, stores
-from saex.data import Store
+from saex.data import Store, StoreError, room
 from saex.registry import ConfigError
 from tests import runs
 
@@ -96,6 +97,29 @@ def test_only_the_first_process_shows_progress(folder, monkeypatch):
         runs.config(folder), *given, "heldout", folder / "rows" / "heldout", lambda: None
     )
     assert store.complete
+
+
+def test_room_for_one_of_both_stores_is_refused_before_either_is_begun(folder, monkeypatch):
+    config = runs.config(folder)
+    train, heldout = loop.harvest(config, folder / "fits")
+    sizes = [
+        sum(f.bytes for s in store.manifest.segments for n, f in s.files.items() if "/c/" in n)
+        for store in (train, heldout)
+    ]
+    free = types.SimpleNamespace(free=sum(sizes) - 1)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: free)
+    for make in (
+        lambda: loop.harvest(config, folder / "full" / "store"),
+        lambda: stores.of_run(config, folder / "full", None, lambda: None),
+    ):
+        with pytest.raises(StoreError, match=r"no room .* GB for the other store, .*heldout_rows"):
+            make()
+        assert not (folder / "full").exists()
+    free.free += 1
+    again, _ = loop.harvest(config, folder / "full")
+    assert again.digest == train.digest
+    free.free = 0  # both are there, nothing is left to write
+    loop.harvest(config, folder / "full")
 
 
 def test_a_harvest_without_a_model_names_the_mend(folder):

@@ -25,25 +25,33 @@ def bytes_needed(
     return sum(n * shard_bytes(c, r, chunk_rows) for c in stored for r, n in sizes if r)
 
 
-def check_room(path: str | os.PathLike, needed: int, enforce: bool = True) -> str:
+def bytes_left(path: str | os.PathLike, needed: int) -> int:
+    """Bytes of a store of `needed` bytes that are not on the disk yet."""
+    there = sum(f.stat().st_size for f in Path(path).glob("segment-*/**/*") if f.is_file())
+    return max(0, needed - there)
+
+
+def check_room(path: str | os.PathLike, needed: int, enforce: bool = True, beside: int = 0) -> str:
     """What a store of `needed` bytes takes and what is free, as text for a log.
 
     Args:
       path: of the store; what is there already counts as written.
       needed: bytes of the whole store.
       enforce: whether too little room is an error.
+      beside: bytes that another store will take of the same disk.
 
     Raises:
       StoreError: it does not fit.
     """
-    folder = Path(path)
-    there = sum(f.stat().st_size for f in folder.glob("segment-*/**/*") if f.is_file())
-    left, free = max(0, needed - there), shutil.disk_usage(_existing(folder)).free
-    told = f"{needed / 1e9:.3f} GB in all, {left / 1e9:.3f} GB to write, {free / 1e9:.3f} GB free"
-    if enforce and left > free:
+    left, free = bytes_left(path, needed), shutil.disk_usage(_existing(Path(path))).free
+    other = f"{beside / 1e9:.3f} GB for the other store, " if beside else ""
+    told = f"{needed / 1e9:.3f} GB in all, {left / 1e9:.3f} GB to write, {other}"
+    told += f"{free / 1e9:.3f} GB free"
+    if enforce and left + beside > free:
         raise StoreError(
             f"the store {path} has no room on its disk: {told}. Make room, give another path, or "
-            "take fewer rows or columns (harvest.rows, harvest.sites, harvest.dtype). "
+            "take fewer rows or columns (harvest.rows, harvest.heldout_rows, harvest.sites, "
+            "harvest.dtype). "
             "harvest.check_room=False (StoreWriter without rows=) begins nevertheless; what is "
             "committed when the disk is full stays whole"
         )

@@ -5,7 +5,8 @@ Another model is one row of `MODELS`: a frozen dataclass, its config section, wh
 `saex.models.transformer.Transformer` has them. One that reads other tokens than bytes has a
 `tokenizer` (see `saex.models.tokenizer`); one whose `run` is no JAX program says
 `traceable = False`: it is not compiled, and not edited; one that is no dataclass says by
-`describe()` what decides its activations.
+`describe()` what decides its activations. Contexts are packed for those whose `run` takes
+`positions`.
 """
 
 import dataclasses

@@ -17,6 +17,7 @@ def at_sites(
     counted: Bool[Array, "b t"],
     sites: Sequence[str],
     taps: Sequence[str] = (),
+    positions: Tokens | None = None,
 ) -> tuple[dict[str, Float[Array, "b t d"]], dict[str, Float[Array, "b t d"]]]:
     """d loss / d x at each site, one row a token, from one clean forward and one backward pass.
 
@@ -30,15 +31,17 @@ def at_sites(
       tokens: int [b, t].
       counted: which tokens are predicted: no padding, no first token.
       sites: where. taps: sites whose activations are wanted too.
+      positions: as of `Transformer.run`; None where each context is one document.
 
     Returns:
       ({site: gradient f32}, {tap: activation f32}).
     """
+    where = {} if positions is None else {"positions": positions}
     zeros = {site: jnp.zeros((*tokens.shape, model.sites[site])) for site in sites}
 
     def loss(deltas):
         edits = {site: Edit(jnp.add, (delta,)) for site, delta in deltas.items()}
-        logits, acts = model.run(params, tokens, taps=taps, edits=edits)
+        logits, acts = model.run(params, tokens, taps=taps, edits=edits, **where)
         nats = next_token_nats(logits, tokens)
         return jnp.sum(jnp.where(counted[:, 1:], nats, 0)), acts
 

@@ -40,6 +40,7 @@ class Several:
         taps: Sequence[str] = (),
         edits: Mapping[str, Edit] | None = None,
         stop_at: str | None = None,
+        positions: Tokens | None = None,
     ) -> tuple[Any, dict[str, Float[Array, "b t d"]]]:
         """One forward pass of each, as `Transformer.run`; an edit reaches its own model alone."""
         edits, acts, logits = edits or {}, {}, None
@@ -56,6 +57,7 @@ class Several:
                 own,
                 {s.removeprefix(prefix): e for s, e in edits.items() if s.startswith(prefix)},
                 last and last.removeprefix(prefix),
+                positions,
             )
             acts |= {prefix + site: x for site, x in found.items()}
             if last:

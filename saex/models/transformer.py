@@ -105,11 +105,14 @@ class Transformer:
         taps: Sequence[str] = (),
         edits: Mapping[str, Edit] | None = None,
         stop_at: str | None = None,
+        positions: Tokens | None = None,
     ) -> tuple[Any, dict[str, Float[Array, "b t d"]]]:
         """One forward pass.
 
         tokens: int [b, t], any t. taps: sites to return. edits: site -> Edit, applied before the
         site is read by taps and by the rest of the model. stop_at: last site to compute.
+        positions: int [b, t], of each token in its document, counted from 0; documents that follow
+        each other in a context do not see each other. None: each context is one document.
         Returns (logits f32 [b, t, v], or None with stop_at; {site: f32 [b, t, d]}).
         Raises KeyError for a site that the model has not, ValueError for one after `stop_at`.
         Not jitted: wrap it (taps and stop_at static) in the function that uses it.
@@ -117,7 +120,7 @@ class Transformer:
         edits = edits or {}
         self._check_sites(taps, edits, stop_at)
         acts = {}
-        walk = self._walk(params, tokens)
+        walk = self._walk(params, tokens, positions)
         site, x = next(walk)
         while site != "logits":
             if site in edits:
@@ -164,15 +167,18 @@ class Transformer:
             if stop_at and order.index(site) > order.index(stop_at):
                 raise ValueError(f"site {site!r} comes after stop_at={stop_at!r}: move stop_at")
 
-    def _walk(self, params, tokens) -> Generator[tuple[str, jax.Array], jax.Array, None]:
+    def _walk(self, params, tokens, positions) -> Generator[tuple[str, jax.Array], jax.Array, None]:
         """Yields (site, x) in order of computation and goes on with what is sent back."""
         x = _lookup(params["embed"], tokens)
         angles = _angles(tokens.shape[1], self.d_model // self.n_heads)
+        seen = _seen(tokens.shape[1], positions)
+        if positions is not None:
+            angles = jnp.asarray(angles)[0, jnp.asarray(positions)]
         for i in range(self.n_layers):
             block, name = params["blocks"][str(i)], f"blocks.{i}"
             x = yield f"{name}.resid_pre", x
             h = _rms_norm(x) * block["attn_norm"][None, None]
-            x = x + (yield f"{name}.attn_out", self._attention(block["attn"], h, angles))
+            x = x + (yield f"{name}.attn_out", self._attention(block["attn"], h, angles, seen))
             h = yield f"{name}.mlp_in", _rms_norm(x) * block["mlp_norm"][None, None]
             x = x + (yield f"{name}.mlp_out", self._mlp(block["mlp"], h))
             x = yield f"{name}.resid_post", x
@@ -188,14 +194,13 @@ class Transformer:
         x, y = x.astype(self.matmul), y.astype(self.matmul)
         return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
-    def _attention(self, params, x, angles):
+    def _attention(self, params, x, angles, seen):
         b, t, d = x.shape
         heads = (b, t, self.n_heads, d // self.n_heads)
         q, k, v = (self._project(x, params[n]).reshape(heads) for n in "qkv")
         q, k = _rotate(_rms_norm(q), angles), _rotate(_rms_norm(k), angles)
         scores = self._dot("bqhe,bkhe->bhqk", q, k) / math.sqrt(heads[-1])
-        causal = np.tril(np.ones((t, t), bool))[None, None]
-        weights = jax.nn.softmax(jnp.where(causal, scores, -1e9), axis=-1)
+        weights = jax.nn.softmax(jnp.where(seen, scores, -1e9), axis=-1)
         mixed = self._dot("bhqk,bkhe->bqhe", weights, v).reshape(b, t, d)
         return self._project(mixed, params["o"])
 
@@ -234,10 +239,23 @@ def _angles(t: int, width: int) -> np.ndarray:
     return angles.astype(np.float32)[None, :, None]
 
 
+def _seen(t: int, positions):
+    """Which token (axis 2) sees which (axis 3): bool, [1, 1, t, t], or [b, 1, t, t] of documents.
+
+    A token at place i and position p sees the places i - p, where its document begins, to i.
+    """
+    causal = np.tril(np.ones((t, t), bool))[None, None]
+    if positions is None:
+        return causal
+    begins = np.arange(t)[None] - jnp.asarray(positions)
+    return causal & (np.arange(t)[None, None, None] >= begins[:, None, :, None])
+
+
 def _rotate(x, angles):
     """Rotates the pairs (x[..., i], x[..., i + width / 2]) by their position's angles."""
     first, second = jnp.split(x, 2, axis=-1)
-    cos, sin = np.cos(angles), np.sin(angles)
+    library = np if isinstance(angles, np.ndarray) else jnp
+    cos, sin = library.cos(angles), library.sin(angles)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from saex.data.stream import Stream
 from saex.data.text import split_of
 from saex.harvest import Harvest, harvest
 from saex.models.tokenizer import Bytes
-from saex.models.transformer import decode
+from saex.models.transformer import Transformer, decode
 from saex.registry import make
 from tests.models import tiny
 
@@ -98,6 +99,23 @@ def test_plain_conversations_for_models_that_read_bytes(tmp_path):
     assert source.digest("train") != source.digest("heldout")
     other = Chat(write(tmp_path / "u.jsonl", [TALK[:-1], *talks()]), id="id")
     assert {other.digest(s) == source.digest(s) for s in ("train", "heldout")} == {True, False}
+
+
+def test_packed_conversations_are_whole_and_apart(tmp_path):
+    """So that one a sequence is what the model sees of each, with less padding."""
+    source = Chat(write(tmp_path / "t.jsonl", talks()), id="id")
+    model = Transformer(d_model=8, n_layers=1, n_heads=1, d_mlp=8, context=120)
+    site, params = "blocks.0.attn_out", model.init(jax.random.key(0))
+    cfg = Harvest(sites=(site,), rows=10**6, batch=4, dtype="float32", shuffle=False)
+    found = []
+    for pack in (False, True):
+        cfg = dataclasses.replace(cfg, pack=pack)
+        store = harvest(model, params, source, "train", tmp_path / str(pack), cfg)
+        columns = [store.read(n) for n in ("document", "position", "tokens", "role", site)]
+        order = np.lexsort(columns[1::-1])  # by document, then position
+        found.append([x[order] for x in columns])
+    for alone, packed in zip(*found):
+        np.testing.assert_allclose(alone, packed, atol=1e-5)
 
 
 def test_other_names_of_roles_and_fields():

@@ -53,6 +53,18 @@ def test_wrong_names_are_said(params):
             Several(tuple((name, FIRST) for name in names))
 
 
+def test_each_keeps_the_documents_of_a_context_apart(params):
+    positions = np.concatenate([np.arange(4), np.arange(TOKENS.shape[1] - 4)])
+    positions = np.tile(positions, (len(TOKENS), 1))
+    sites = ["first.blocks.0.resid_post", "second.blocks.0.resid_post"]
+    _, packed = BOTH.run(params, TOKENS, sites, positions=positions)
+    _, alone = BOTH.run(params, TOKENS[:, 4:], sites)
+    _, seen = BOTH.run(params, TOKENS, sites)
+    for site in sites:
+        np.testing.assert_allclose(packed[site][:, 4:], alone[site], atol=1e-5)
+        assert float(np.abs(packed[site] - seen[site]).max()) > 1e-3
+
+
 def test_a_section_of_the_configuration_loads_them(params, tmp_path):
     save_model(tmp_path / "early.safetensors", FIRST, params["first"], {})
     paths = {"early": str(tmp_path / "early.safetensors"), "late": "pocket-lm"}

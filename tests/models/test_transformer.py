@@ -120,6 +120,21 @@ def test_what_comes_later_changes_nothing_before(params, tokens):
     assert np.all(np.abs(before[:, 7:] - after[:, 7:]).max(-1) > 1e-4)
 
 
+def test_documents_of_a_context_are_as_if_each_were_alone(params, tokens):
+    """Of 5, 4 and 3 tokens; at all sites, in the logits, and not so where nothing says it."""
+    sites = tuple(MODEL.sites)
+    positions = np.tile(np.concatenate([np.arange(n) for n in (5, 4, 3)]), (3, 1))
+    logits, acts = MODEL.run(params, tokens, sites, positions=positions)
+    for part in (slice(0, 5), slice(5, 9), slice(9, 12)):
+        expected = reference(params, tokens[:, part])
+        for site, x in {**acts, "logits": logits}.items():
+            np.testing.assert_allclose(x[:, part], expected[site], atol=2e-5, err_msg=site)
+    seen, _ = run(params, tokens)
+    assert float(jnp.abs(seen[:, 5:] - logits[:, 5:]).max()) > 1e-3
+    ordinary, _ = MODEL.run(params, tokens, positions=np.tile(np.arange(12), (3, 1)))
+    np.testing.assert_allclose(ordinary, seen, atol=1e-6)
+
+
 def test_shorter_contexts_give_the_same_prefix(params, tokens):
     full, _ = run(params, tokens)
     short, _ = run(params, tokens[:, :5])
