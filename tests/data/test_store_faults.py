@@ -329,27 +329,34 @@ KILLED = """
 def kill_loop(path, kills, rng):
     """Starts the writer and kills it some commits later, `kills` times; then lets it finish.
 
-    Returns where each attempt began and the last commit that the one before had told of.
+    Returns where each attempt began, the last commit that the one before had told of, and how
+    many kills hit a write: left a folder that is no segment yet.
     """
-    starts, told = [], [0]
+    starts, told, hit = [], [0], 0
     for _ in range(kills):
         process = child(KILLED, path)
         starts.append(int(process.stdout.readline()))
         for _ in range(rng.integers(1, 80 // kills)):
+            before = time.monotonic()
             last = int(process.stdout.readline())
-        time.sleep(rng.uniform(0, 0.01))
+            took = time.monotonic() - before
+        time.sleep(rng.uniform(0, min(took, 0.01)))  # into the next commit, on any disk
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
         told.append(last)
-        Store.open(path).verify()
+        store = Store.open(path)
+        store.verify()
+        on_disk = {p.name for p in path.glob("segment-*")}
+        hit += bool(on_disk - {s.path for s in store.manifest.segments})
     process = child(KILLED, path)
     starts.append(int(process.communicate(timeout=120)[0].split()[0]))
     assert process.returncode == 0
-    return starts, told
+    return starts, told, hit
 
 
 def check_killed(path, kills, seed):
-    starts, told = kill_loop(path, kills, np.random.default_rng(seed))
+    starts, told, hit = kill_loop(path, kills, np.random.default_rng(seed))
+    assert hit >= kills // 4, f"{hit} of {kills} kills hit a write: nothing is shown"
     assert all(start >= last for start, last in zip(starts, told)), "lost what was committed"
     assert 0 < starts[-1] < 40_000, "the kills came too late to show anything"
     store = Store.open(path)

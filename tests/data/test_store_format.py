@@ -32,6 +32,7 @@ def open_manifest(path):
 
 
 DTYPES = {"bfloat16": "<u2", "float32": "<f4", "int32": "<i4", "int8": "<i1", "string": "<i4"}
+DTYPES |= {"int64": "<i8", "int16": "<i2", "uint8": "u1"}
 
 
 def checked(path, segment, file):
@@ -92,9 +93,16 @@ def test_the_page_is_enough_to_read_a_store(tmp_path):
         "n": Column((), "int32"),
         "q": Column((4,), "int8"),
         "label": Column((), "string"),
+        "i64": Column((), "int64"),
+        "i16": Column((3,), "int16"),
+        "u8": Column((2, 2), "uint8"),
     }
     q, n = rng.integers(-128, 128, (300, 4), np.int8), np.arange(300, dtype=np.int32)
     values = {"x": x, "y": y, "z": z, "n": n, "q": q}
+    for name, dtype in (("i64", np.int64), ("i16", np.int16), ("u8", np.uint8)):  # to their ends
+        ends, shape = np.iinfo(dtype), columns[name].shape
+        values[name] = rng.integers(ends.min, ends.max, (300, *shape), dtype, endpoint=True)
+        values[name].reshape(300, -1)[:2, 0] = ends.min, ends.max
     with StoreWriter(tmp_path, columns, {"who": "ünicode", "lr": 1e-05}, chunk_rows=32) as writer:
         for part in (slice(0, 100), slice(100, 101), slice(101, 300)):
             given = {name: array[part] for name, array in values.items()}
