@@ -58,18 +58,23 @@ class Exchange:
         return sum(BYTES[dtype] * math.prod(shape) for dtype, shape in self.shapes)
 
 
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
 def exchanges(compiled):
     """Every collective of the compiled text in which more than one device takes part."""
     found = []
     for line in compiled.as_text().splitlines():
-        m = re.search(
-            r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-start)?\(", line
-        )
+        m = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
         if m is None:
             continue
         size = _group(line)
         if size > 1:
-            found.append(Exchange(m[2], shapes(m[1]), size, "/cond/" in line))
+            made = shapes(m[1])
+            if m[3] and m[2] in ("all-gather", "collective-permute"):  # operands, results, marks
+                made = tuple(s for s in made if s[0] != "u32" or s[1])
+                made = made[len(made) // 2 :]
+            found.append(Exchange(m[2], made, size, "/cond/" in line))
     return found
 
 
@@ -80,6 +85,9 @@ def shapes(text):
 
 
 def _group(line):
+    if "source_target_pairs=" in line:
+        pairs = re.findall(r"\{(\d+),(\d+)\}", line.split("source_target_pairs=")[1])
+        return _ring([p for p in pairs if p[0] != p[1]])
     text = line.split("replica_groups=")[1]
     if m := re.match(r"\{\{([\d,]*)\}", text):
         return len(m[1].split(","))
@@ -88,6 +96,14 @@ def _group(line):
     axes = dict(re.findall(r"'(\w+)'=(\d+)", text.split("]")[0]))
     used = re.findall(r"'(\w+)'", text.split("{")[1].split("}")[0])
     return math.prod(int(axes[a]) for a in used)
+
+
+def _ring(pairs):
+    """Devices that a permutation connects with the first one that sends to another."""
+    reached = set(pairs[0]) if pairs else set()
+    for _ in pairs:
+        reached |= {d for pair in pairs for d in pair if reached & set(pair)}
+    return len(reached)
 
 
 def sorts(compiled):

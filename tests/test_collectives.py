@@ -5,7 +5,7 @@ import math
 import pytest
 
 from saex.cost import collectives
-from saex.sae import TopK
+from saex.sae import BatchTopK, TopK
 from saex.sharding import DATA, MODEL, MeshConfig
 from tests import compiled
 
@@ -86,3 +86,63 @@ def test_the_formulas_are_wrong_where_they_should_be(programs):
     gathers = [e for e in gathers if not e.conditional]
     assert sum(e.payload for e in gathers) != collectives.candidates(B, K + 1, N, 8).payload
     assert sum(e.payload for e in gathers) == collectives.candidates(B, K, N, 8).payload
+
+
+class Text:
+    """A line of a program, as ``exchanges`` takes it."""
+
+    def __init__(self, line):
+        self.as_text = lambda: f"  %x = {line}"
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "payload", "group"),
+    [
+        ("f32[8]{0} all-reduce(%y), replica_groups={{0,1},{2,3}}", "all-reduce", 32, 2),
+        (
+            "(f32[2], f32[8]) all-gather-start(%y), replica_groups=[2,4]<=[8]",
+            "all-gather",
+            32,
+            4,
+        ),
+        (
+            "f32[8] collective-permute(%y), source_target_pairs={{0,1},{1,0},{2,3},{3,2}}",
+            "collective-permute",
+            32,
+            2,
+        ),
+        (
+            "(s32[8], s32[8], u32[], u32[]) collective-permute-start(%y), "
+            "source_target_pairs={{0,1},{1,2},{2,0}}",
+            "collective-permute",
+            32,
+            3,
+        ),
+    ],
+)
+def test_every_kind_of_exchange_is_counted_once(line, kind, payload, group):
+    (found,) = compiled.exchanges(Text(line))
+    assert (found.kind, found.payload, found.group) == (kind, payload, group)
+
+
+def test_a_device_that_sends_to_itself_exchanges_nothing():
+    line = "f32[8] collective-permute(%y), source_target_pairs={{0,0},{1,1}}"
+    assert compiled.exchanges(Text(line)) == []
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(2, 4)], ids=str)
+def test_a_batch_is_selected_by_counts_alone(mesh):
+    """BatchTopK: no value or index of a candidate travels, in neither way of taking the batch."""
+    program = compiled.train_step(BatchTopK(D, N, K, capacity=2 * K, aux_coefficient=0.0), B, mesh)
+    found = compiled.exchanges(program)
+    assert {e.kind for e in found} == {"all-reduce"}
+    rows, n = B // mesh.data, N // mesh.model
+    arrays = [(e, shape) for e in found for _, shape in e.shapes]
+    for e, shape in arrays:
+        size = math.prod(shape)
+        # sums of reconstructions, of gradients, of what a latent or a row has one of
+        assert size <= max(D, rows) or size == n or shape[-1] == D, e
+        assert e.conditional or size <= D, e
+    assert {(rows, D), (n, D)} <= {shape for _, shape in arrays}
+    for shape in compiled.sorts(program):
+        assert math.prod(shape) < rows * n, shape

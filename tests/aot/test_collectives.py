@@ -41,7 +41,7 @@ def exchanged(program):
     blocks = re.split(r"\n\n+", program.as_text())
     scattered = [b for b in blocks if b.lstrip().startswith("%all-reduce-scatter")]
     rest = [b for b in blocks if b not in scattered]
-    found = dict.fromkeys(("all-reduce", "all-gather", "reduce-scatter"), 0)
+    found = dict.fromkeys(compiled.KINDS, 0)
     found["reduce-scatter"] = sum(e.payload for e in compiled.exchanges(Text(scattered)))
     for e in compiled.exchanges(Text(rest)):
         found[e.kind] += 0 if e.conditional else e.payload
@@ -78,8 +78,5 @@ def test_the_count_of_bytes_can_fail():
     text = (
         f"%all-reduce-scatter (i: f32[64,8]) -> f32[16,8] {{\n{line}\n}}\n\nENTRY %m {{\n{line}\n}}"
     )
-    assert exchanged(Text([text])) == {
-        "all-reduce": 2048,
-        "all-gather": 0,
-        "reduce-scatter": 2048,
-    }
+    found = {kind: size for kind, size in exchanged(Text([text])).items() if size}
+    assert found == {"all-reduce": 2048, "reduce-scatter": 2048}
