@@ -20,9 +20,11 @@ from saex.kernels import encode_topk, sparse_affine, sparse_decode
 from saex.kernels.topk import xla_gpu as topk_xla
 from saex.sae.jump_relu import JumpReLU
 from saex.sae.topk import TopK
+from saex.sharding import MeshConfig
 from saex.train.optim import Optim
 from saex.train.state import abstract_state
 from saex.train.step import hyper_arrays, make_step
+from tests.aot.test_collectives import check_bytes
 
 pytestmark = pytest.mark.aot
 
@@ -231,3 +233,19 @@ def test_jump_relu_step_scatters_no_floats(mesh):
     program = step_of(mesh, sae, 1024)
     assert " conditional(" in program.as_text()  # candidates, and the way out
     assert not float_scatters(program)
+
+
+def test_training_step_of_four_devices(mesh):
+    """Latents over two, rows over two: what they exchange, and no scores sorted or sent."""
+    topology = topologies.get_topology_desc(platform="cuda", topology="1x1x4", target_config=H100)
+    devices = np.array(topology.devices).reshape(2, 2)
+    four = jax.sharding.Mesh(devices, ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    rows, sae = 1024, TopK(256, 16384, 32, matmul_dtype="bfloat16")
+    program = step_of(four, sae, rows)
+    check_bytes(program, sae, rows, MeshConfig(2, 2))
+    text = program.as_text()
+    gathers = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
+    assert gathers and not [g for g in gathers if re.search(r"\[\d+,(8192|16384)\]", g)]
+    assert sorted_widths(program) and max(sorted_widths(program)) <= 2048
+    targets = re.findall(r'custom_call_target="([^"]*)"', text)
+    assert not [t for t in targets if re.search("topk|radix", t, re.IGNORECASE)]

@@ -63,7 +63,6 @@ def test_prediction_is_within_a_tenth_of_the_compiled_program(name):
     assert predicted.total == pytest.approx(needed(program), rel=0.1), f"\n{predicted}"
 
 
-@pytest.mark.slow
 def test_a_million_latents_fit_on_four_chips_of_v5p():
     config = configs.load("experiments/wide.py")
     program = step_on("v5p", config.sae, config.stream.batch, config.mesh)
@@ -75,7 +74,6 @@ def test_a_million_latents_fit_on_four_chips_of_v5p():
     assert held < 0.9 * cost.hardware("v5p").memory, f"{held / 1e9:.1f} GB"
 
 
-@pytest.mark.slow
 def test_a_million_latents_are_made_in_parts():
     """Beside the state, each chip's own parts; whole, as smaller ones are made, 34 GB more."""
     pytest.importorskip("libtpu", reason="no TPU compiler: pip install 'jax[tpu]' brings libtpu")

@@ -33,7 +33,11 @@ pytestmark = pytest.mark.aot
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # (rows, d, n, k): what fits next to each other, and a width and k that strain VMEM
 SHAPES = {"A": (4096, 768, 24576, 32), "E": (8192, 4096, 131072, 64)}
-QUICK = (("v5e", 4), ("v5p", 1))  # steps that are compiled by default: (TPU, shards of latents)
+QUICK = (
+    ("v5e", 4),
+    ("v5p", 1),
+    ("v6e", 1),
+)  # steps that are compiled by default: (TPU, shards of latents)
 
 
 def mesh_of(tpu, data=1, model=1):
