@@ -176,6 +176,37 @@ def test_parts_are_merged_with_what_was_measured_on_the_same_device(script):
     assert crashed["device"] == "H" and crashed["steps"] == record["steps"]
 
 
+def test_peers_are_held_to_the_goals(script):
+    """By saex's step as it is; AuxK and what is no step take no part, nor what failed."""
+    gpu = script("gpu")
+    steps = {"XLA": 2.0, "Hopper all": 1.0, "XLA, AuxK on, nothing dead": 0.1, "other": "Error"}
+    peers = {"eai-sparsify": 5.0, "sae-lens": 5.0, "torch.topk alone, k 32": 9.0, "torch": "Error"}
+    record = gpu.merged({}, "steps", told("H", A=steps))
+    assert gpu._peers(record) == []
+    lines = gpu.table(gpu.merged(record, "peers", told("H", A=peers)) | {"hardware": "h200"})
+    start = next(i for i, line in enumerate(lines) if "peer / saex" in line)
+    assert lines[start + 2 : start + 4] == [
+        "| A | eai-sparsify | 2.50 | 5.00 | 2x | yes |",
+        "| A | sae-lens | 2.50 | 5.00 | 3x | no |",
+    ]
+    assert not any("alone" in line or "Error" in line for line in lines[start:])
+
+
+def test_every_op_of_a_gpu_has_a_floor_and_a_call(script):
+    gpu, ops = script("gpu"), script("gpu_ops")
+    assert (gpu.DEAD, gpu.CANDIDATES) == (ops.DEAD, ops.CANDIDATES)
+    machine, (b, d, n, k) = gpu.cost.hardware("h200"), gpu.TINY["tiny"]
+    for op in ops.OPS:
+        assert gpu.floor(op, b, d, n, k, machine) > 0
+    calls = ops.batch(b, d, n, k)
+    kept = [np.asarray(a) for a in (calls["candidates"]()[0][0], calls["dense"]()[0])]
+    assert (kept[0] > 0).sum() == (kept[1] > 0).sum() == b * k
+    np.testing.assert_allclose(*(np.sort(a[a > 0]) for a in kept), rtol=1e-5)
+    calls = ops.threshold(b, d, n, k)
+    values, p = (np.asarray(a) for a in (calls["candidates"]()[0], calls["dense"]()))
+    np.testing.assert_allclose(np.sort(values[values != 0]), np.sort(p[p != 0]), rtol=1e-5)
+
+
 def test_an_error_ends_a_row_and_not_the_benchmark(script):
     clock = script("gpu_clock").Clock(2, 3, lambda out: out)
 

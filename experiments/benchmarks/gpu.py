@@ -38,6 +38,17 @@ PARTS = {  # and the program that measures it
 }
 
 
+OWN, GOAL = "XLA", 1.6  # saex's step as it is by default; times the floor that it is to take
+GOALS = {  # how many times as long as it a peer's step is to take, in bfloat16
+    "eai-sparsify": 2,
+    "OpenAI's algorithm in torch": 2,
+    "sae-lens": 3,
+    "sae-lens, compiled": 3,
+    "sae-lens, sparse activations": 3,
+}
+DEAD, CANDIDATES = 8, 256  # of gpu_ops.py, which would start a device here
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
@@ -112,7 +123,7 @@ def table(record: dict[str, Any]) -> list[str]:
         lines.append(f"- {part}: `{about['command']}`, {about['date']}, {about['machine']}; {told}")
         lines[-1] += ended
     machine = cost.hardware(record["hardware"])
-    lines += _steps(record, machine) + _ops(record, machine)
+    lines += _steps(record, machine) + _peers(record) + _ops(record, machine)
     for name, answer in record.get("questions", {}).items():
         lines += ["", f"**{name}**: {answer}"]
     return lines
@@ -142,14 +153,52 @@ def _steps(record: dict[str, Any], machine: Any) -> list[str]:
     return lines if known else []
 
 
+def _peers(record: dict[str, Any]) -> list[str]:
+    """Peers' milliseconds over those of saex's step, by default and as its fastest form."""
+    lines = ["", f"saex's own step (`{OWN}`) is to take at most {GOAL} x floor; of the peers' time"]
+    lines += ["", "| shape | peer | peer / saex | peer / saex's fastest | goal | reached |"]
+    rows = [*lines, "|---|---|---|---|---|---|"]
+    for shape, peers in record.get("peers", {}).items():
+        forms = record.get("steps", {}).get(shape, {})
+        own = {name: ms for name, ms in forms.items() if "AuxK" not in name and _is_time(ms)}
+        if not _is_time(own.get(OWN)):
+            continue
+        for name, ms in peers.items():
+            if "alone" in name or "pass" in name or not _is_time(ms):
+                continue
+            ratio, best, goal = ms / own[OWN], ms / min(own.values()), GOALS.get(name)
+            told = (f"{goal}x", "yes" if ratio >= goal else "no") if goal else ("", "")
+            cells = (shape, name, f"{ratio:.2f}", f"{best:.2f}", *told)
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows if len(rows) > len(lines) + 1 else []
+
+
+def _is_time(ms: Any) -> bool:
+    """Whether it was measured; what failed says why."""
+    return isinstance(ms, float | int)
+
+
+def floor(op: str, b: int, d: int, n: int, k: int, machine: Any) -> float:
+    """Milliseconds that the op takes at least."""
+    half, full = "bfloat16", "float32"
+    parts = {
+        "encode": [("encode", n, k, half)],
+        "AuxK": [("decode", n, k, full), ("backward", n, k, full), ("auxk", n // DEAD, k, half)],
+        "batch selection": [("encode", n, min(8 * k, n), half), ("cut", n, min(8 * k, n), full)],
+        "threshold selection": [("encode", n, min(CANDIDATES, n), half)],
+        "Adam": [("adam", n, k, full)],
+    }
+    parts = parts.get(op, [(op, n, k, full)])
+    return 1e3 * sum(cost.op(name, b, d, *size, machine, dtype) for name, *size, dtype in parts)
+
+
 def _ops(record: dict[str, Any], machine: Any) -> list[str]:
     lines = ["", "| shape | op | backend | ms | x floor |", "|---|---|---|---|---|"]
     for shape, by_op in record.get("ops", {}).items():
         for op, times in by_op.items():
-            dtype = "bfloat16" if op == "encode" else "float32"
-            floor = 1e3 * cost.op(op, *(SHAPES | TINY)[shape], machine, dtype)
+            least = floor(op, *(SHAPES | TINY)[shape], machine)
             for name, ms in times.items():
-                ratio = "" if isinstance(ms, str) else f"{ms / floor:.2f}"
+                ratio = "" if isinstance(ms, str) else f"{ms / least:.2f}"
                 lines.append(f"| {shape} | {op} | {name} | {ms} | {ratio} |")
     return lines if "ops" in record else []
 

@@ -6,20 +6,12 @@ from typing import Any
 
 import gpu_questions
 import jax
-import jax.numpy as jnp
 from gpu_clock import Clock, arguments, hand_on, sizes, told
-from measure import saex_step, zipf_codes, zipf_rows
+from gpu_ops import OPS, TABLES, runs_here
+from measure import saex_step, zipf_rows
 
-from saex.kernels import encode_topk, sparse_affine, sparse_decode, topk
 from saex.sae import TopK
 
-TABLES = {
-    "encode": encode_topk.IMPLS,
-    "decode": sparse_decode.DECODE,
-    "dots": sparse_decode.DOTS,
-    "scatter": sparse_decode.SCATTER,
-    "backward": sparse_affine.GRADS,
-}
 # what stands in for "gpu" in a whole step; the first is what saex does by itself
 STEPS = {
     "XLA": (),
@@ -50,13 +42,6 @@ def gpu_table_on_cpu() -> Any:
     return stack
 
 
-def runs_here(op: str, backend: str) -> bool:
-    """All on a GPU; on CPU the kernel of several warpgroups is left out: interpreting it can hang
-    where there are fewer cores than warpgroups.
-    """
-    return jax.default_backend() != "cpu" or (op, backend) != ("encode", "pallas_gpu")
-
-
 @contextlib.contextmanager
 def swapped(table: dict, key: str, backend: Callable) -> Iterator[None]:
     """``table[key]`` is another backend for a while."""
@@ -67,17 +52,6 @@ def swapped(table: dict, key: str, backend: Callable) -> Iterator[None]:
     finally:
         table[key] = before
         jax.clear_caches()
-
-
-def jitted(f: Callable, *args: Any) -> Callable[[], Any]:
-    """A call of the compiled function on the same arrays."""
-    compiled = jax.jit(f)
-    return lambda: compiled(*args)
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    """Standard normal float32."""
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 # -------------------------------------------------------------------------------------------- ops
@@ -93,52 +67,6 @@ def ops(clock: Clock, shapes: dict) -> Found:
             except Exception as error:  # its arrays do not fit
                 found[op] = {"all": told(error)}
         yield shape, found
-
-
-def each(op: str, *args: Any, **static: Any) -> dict[str, Callable[[], Any]]:
-    """Calls of an op's backends for GPUs on the same arrays."""
-    return {
-        name: jitted(lambda *a, f=TABLES[op][name]: f(*a, *static.values()), *args)
-        for name in ("gpu", "pallas_gpu")
-        if runs_here(op, name)
-    }
-
-
-def top_k(b: int, d: int, n: int, k: int) -> dict[str, Callable[[], Any]]:
-    """Selection alone."""
-    scores = normal(7, b, n)
-    return {
-        "lax.top_k": jitted(lambda p: tuple(jax.lax.top_k(p, k)), scores),
-        "gpu": jitted(lambda p: topk.IMPLS["gpu"](p, k), scores),
-    }
-
-
-def encode(b: int, d: int, n: int, k: int) -> dict[str, Callable[[], Any]]:
-    """Encoder and selection."""
-    x, W = jnp.asarray(zipf_rows(b, d)), normal(6, n, d) / d**0.5
-    calls = each("encode", x, x[0], W, normal(8, n) / 100, k=k, dtype="bfloat16")
-    return {**calls, "matmul alone": jitted(gpu_questions.matmul, x, W)}
-
-
-def on_codes(op: str) -> Callable[[int, int, int, int], dict[str, Callable[[], Any]]]:
-    """The op on Zipf-distributed codes."""
-
-    def calls(b: int, d: int, n: int, k: int) -> dict[str, Callable[[], Any]]:
-        values, indices = map(jnp.asarray, zipf_codes(b, n, k))
-        g, W = normal(4, b, d), normal(6, n, d) / d**0.5
-        if op == "decode":
-            return each(op, values, indices, W)
-        if op == "dots":
-            return each(op, indices, g, W)
-        if op == "scatter":
-            return each(op, values, indices, g, n=n)
-        return each(op, values, normal(3, b, k), indices, g, jnp.asarray(zipf_rows(b, d)), W)
-
-    return calls
-
-
-OPS = {"top_k": top_k, "encode": encode}
-OPS |= {op: on_codes(op) for op in ("decode", "dots", "scatter", "backward")}
 
 
 # ------------------------------------------------------------------------------------------ steps
