@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from saex import load_sae
+from saex import live, load_sae, loop
+from saex.contexts import make_forward
 from saex.data.store import Store
 from saex.loop import train
 from saex.models import Transformer, load_model, save_model
@@ -59,6 +60,32 @@ def test_a_run_from_text_to_evaluation(folder, name):
         assert fvus[0] != fvus[1] and np.isfinite(result[f"{B}.pca.fvu"])
     if name == "gradient_topk":
         assert A + ".gradient" in store.columns and "untrained.fvu" not in result
+
+
+@pytest.mark.methods
+def test_a_live_crosscoder_gets_all_its_sites_from_one_pass(folder, monkeypatch):
+    passes = []
+
+    def noted(model, cfg):
+        forward = make_forward(model, cfg)
+
+        def call(params, *inputs):
+            passes.append((np.asarray(inputs[0]).tobytes(), cfg.sites))
+            return forward(params, *inputs)
+
+        return call
+
+    monkeypatch.setattr(live, "make_forward", noted)
+    monkeypatch.setattr(loop, "evaluate_run", lambda folder: {})
+    changes = {"live__enabled": True, "harvest__rows": 4000, "stream__window": 2}
+    train(settings(folder, "crosscoder", **changes), folder / "live")
+    both, alone = list(passes), folder / "live_alone"
+    passes.clear()
+    train(settings(folder, "multi_layer", site=A, sae={**SAE, "sites": 1}, **changes), alone)
+    assert {sites for _, sites in both} == {(A, B)} and {sites for _, sites in passes} == {(A,)}
+    assert sorted(t for t, _ in both) == sorted(t for t, _ in passes), "a pass for each site"
+    sae, params = load_sae(folder / "live")
+    assert sae.widths == (16, 16) and all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
 def test_wrong_widths_are_told_before_anything_is_harvested(folder):

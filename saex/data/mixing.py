@@ -13,13 +13,15 @@ from saex.data.split import DOCUMENT, Part
 from saex.data.store import Store
 
 ENOUGH = 0.95  # of what a random draw has: below this a warning says what to change
+WHOLE = 2**26  # rows up to which the documents of all are read; of larger stores so many at least:
+SAMPLE = 2**14
 
 
 def measured(
     lanes: Lanes, stores: Sequence[Store | Part], kept: Sequence[Kept], batch: int, steps: int
 ) -> dict[str, float]:
     """Different documents in a batch: the mean of the first `steps` batches, and the mean of
-    batches of as many rows of each store that are drawn at random.
+    batches of as many rows of each store that are drawn at random (estimated for large stores).
 
     Args:
       lanes: of the column of documents alone.
@@ -35,7 +37,7 @@ def measured(
         share += np.bincount(source, minlength=len(stores))
         found.append(sum(len(np.unique(rows[source == i])) for i in range(len(stores))))
     random = [
-        expected_distinct(_documents(store, one), round(n / steps))
+        expected_distinct(_documents(store, one, batch), round(n / steps))
         for store, one, n in zip(stores, kept, share.tolist())
     ]
     return {
@@ -52,10 +54,25 @@ def _sources(lanes: Lanes, start: int, stop: int) -> np.ndarray:
     return source
 
 
-def _documents(store: Store | Part, kept: Kept) -> np.ndarray:
-    """[kept rows] the document of each."""
+def _documents(store: Store | Part, kept: Kept, batch: int) -> np.ndarray:
+    """[rows] the document of each kept row, or of as many of them as tell the same."""
+    if store.rows > WHOLE:
+        return _sampled(store, kept, max(SAMPLE, 2 * batch))
     documents = store.read(DOCUMENT)
     return documents if kept.mask is None else documents[kept.mask]
+
+
+def _sampled(store: Store | Part, kept: Kept, count: int) -> np.ndarray:
+    """[about count] documents of kept rows drawn at random.
+
+    A batch drawn from a random sample is one drawn from all, so what is expected of it is the same.
+    """
+    drawn = math.ceil(count * store.rows / max(1, int(kept.counts.sum())))
+    rows = np.unique(np.random.default_rng(0).integers(0, store.rows, drawn))
+    rows = rows if kept.mask is None else rows[kept.mask[rows]]
+    out = np.empty(len(rows), store.column(DOCUMENT).numpy_dtype)
+    store.read_ranges(DOCUMENT, [(row, row + 1) for row in rows.tolist()], out)
+    return out
 
 
 def expected_distinct(documents: np.ndarray, batch: int) -> float:

@@ -20,10 +20,11 @@ from saex.data.lanes import Lanes, parts_of
 from saex.data.lease import Lease
 from saex.data.manifest import Column
 from saex.data.mixed import Mixed
-from saex.data.mixing import ENOUGH, measured
+from saex.data.mixing import ENOUGH, WHOLE, measured
 from saex.data.resident import Resident, check_resident
 from saex.data.split import DOCUMENT, Part
 from saex.data.store import Store
+from saex.data.store_remote import is_remote
 from saex.data.stream_checks import check_lanes, check_mesh, check_rows, check_store
 from saex.data.windows import Windows
 from saex.registry import run_field
@@ -33,8 +34,6 @@ log = logging.getLogger("saex")
 
 # The sequence is endless; grain wants a length.
 _ENDLESS = 2**48
-# Up to so many rows the mixing is measured whenever a stream is opened: 4 bytes a row are read.
-_MIXING_ROWS = 2**26
 
 
 @dataclass(frozen=True)
@@ -170,13 +169,14 @@ class Batches:
             "window_rows": self._lanes.rows,
             "window_bytes": self._lanes.nbytes,
         }
-        if store.rows <= _MIXING_ROWS:
+        # A sample of rows is read one by one, which takes too long over a network.
+        if not any(s.rows > WHOLE and is_remote(s.path) for s in parts_of(store)[0]):
             self.info |= self._told(self.mixing())
 
     def mixing(self, steps: int = 4) -> dict[str, float]:
         """Different documents in a batch: the mean of the first `steps` batches, and the mean of
-        batches that are drawn at random from all rows, the same share of each store. {} where a
-        store has no documents.
+        batches that are drawn at random from all rows, the same share of each store (for stores
+        of more than 2^26 rows estimated). {} where a store has no documents.
         """
         if DOCUMENT not in self._store.columns:
             return {}

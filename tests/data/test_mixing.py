@@ -48,6 +48,28 @@ def test_a_small_window_over_rows_in_their_order_is_seen(tmp_path):
     assert info["documents_per_batch"] < 0.8 * info["documents_per_random_batch"]
 
 
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_of_a_large_store_a_sample_of_rows_tells_nearly_the_same(tmp_path, monkeypatch, shuffled):
+    store = write(tmp_path, 40_000, context=100, shuffled=shuffled)
+
+    def told(**options):
+        batches = Stream(batch=256, **{**PLAIN, **options}).open(store, ["n"], 0)
+        batches.close()
+        return batches.info
+
+    for left_out in ({}, {"exclude_positions": tuple(range(0, 100, 3))}):
+        exact = told(**left_out)
+        monkeypatch.setattr("saex.data.mixing.WHOLE", 1000)
+        monkeypatch.setattr("saex.data.mixing.SAMPLE", 4000)
+        near = told(**left_out)
+        monkeypatch.undo()
+        assert near["documents_per_batch"] == exact["documents_per_batch"]
+        random = exact["documents_per_random_batch"]
+        assert 150 < random < 200
+        assert near["documents_per_random_batch"] == pytest.approx(random, rel=0.02)
+        assert near["documents_per_random_batch"] != random, "all rows were read"
+
+
 def harvested(path, rows, context, cfg, first=0):
     """Contexts as a harvest writes them: one after the other, shuffled segment by segment."""
     columns = {name: Column((), "int32") for name in ("document", "position")}

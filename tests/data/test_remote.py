@@ -5,6 +5,7 @@ import http.server
 import json
 import re
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -92,9 +93,11 @@ class Files(http.server.BaseHTTPRequestHandler):
     """S3 as far as reading goes: objects are files; so many requests for each fail first."""
 
     root, failures, status, seen = None, 0, 503, collections.Counter()
+    times = collections.defaultdict(list)  # of the requests for each
 
     def do_GET(self):
         self.seen[self.path] += 1
+        self.times[self.path].append(time.monotonic())
         file = self.root / self.path.removeprefix("/bucket/")
         if self.seen[self.path] <= self.failures:
             return self._answer(self.status, b"<Error><Code>SlowDown</Code></Error>")
@@ -153,6 +156,19 @@ def test_requests_that_fail_are_tried_again(flaky, tmp_path):
     assert store.read("x").tobytes() == local.read("x").tobytes()
     store.verify()
     assert flaky.seen["/bucket/one/manifest.json"] == 3
+
+
+def test_pauses_between_attempts_grow(flaky, monkeypatch, tmp_path):
+    """A server that is overloaded is not asked faster than that."""
+    waits = {**store_remote._RETRIES, "initial_delay": "40ms", "max_delay": "10s"}
+    monkeypatch.setattr(store_remote, "_RETRIES", waits)
+    flaky.failures, flaky.times = 4, collections.defaultdict(list)
+    write(tmp_path / "one")
+    place = store_remote.place("s3://bucket/one/manifest.json")
+    assert place.read_bytes()
+    pauses = np.diff(flaky.times["/bucket/one/manifest.json"])
+    assert len(pauses) == 4 and pauses[0] > 0.03
+    assert pauses[2:].min() > 1.5 * pauses[:2].mean() and pauses[3] > 3 * pauses[0], pauses
 
 
 def test_a_server_that_keeps_failing_is_an_error_after_some_attempts(flaky, tmp_path):
