@@ -147,6 +147,26 @@ def test_every_op_has_a_floor(script):
     assert max(floors, key=floors.__getitem__) in ("train step", "threshold selection")
 
 
+@pytest.mark.slow  # three programs to compile
+def test_layouts_of_a_stack_do_the_same(script, monkeypatch):
+    stacks = script("stack_cpu")
+    monkeypatch.setattr(stacks, "MEMBERS", 2)
+    x = script("measure").zipf_rows(64, 8)
+    mesh = stacks.make_mesh(stacks.MeshConfig())
+    stream = SimpleNamespace(sample=lambda count: {"x": x})
+    with jax.set_mesh(mesh):
+        batch = {"x": jax.numpy.asarray(x)}
+        made = [stacks.stacked(mesh, stream, 64, layout) for layout in stacks.OTHERS.values()]
+        for step in (unrolled := stacks.stepper(mesh, stream, 64, 2), *made):
+            step(batch)
+        _, want = unrolled(batch)
+        for step in made:
+            _, metrics = step(batch)
+            for m, one in enumerate(want):
+                np.testing.assert_allclose(metrics["loss"][m], one["loss"], rtol=1e-5)
+    assert want[0]["loss"] != want[1]["loss"]
+
+
 # ---------------------------------------------------------------------------------------- for GPUs
 
 

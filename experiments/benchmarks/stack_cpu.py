@@ -4,7 +4,8 @@
 
 The shared part is a batch from the stream; a member's own part is its step. Milliseconds, minimum
 of interleaved rounds: one member, eight in one program, the batch, and both ends to ends; beside
-them the cost model's floor of eight on this machine.
+them the cost model's floor of eight on this machine, and eight in the other layouts that one
+program can have: states stacked, in a step that is vmapped over them, or in a loop of single steps.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from measure import machine, step_floor, where, write
 
@@ -24,10 +26,18 @@ from saex.sharding import MeshConfig, make_mesh
 from saex.train import stack
 from saex.train.optim import Optim
 from saex.train.state import init_state
-from saex.train.step import hyper_arrays
+from saex.train.step import hyper_arrays, update
 
 HERE = pathlib.Path(__file__).resolve().parent
 MEMBERS = 8
+OTHERS = {  # layouts beside the one that saex has, and what makes of one member's step all members'
+    "eight, one vmap": lambda one: jax.vmap(one, in_axes=(0, None, 0, 0)),
+    "eight, in a loop": lambda one: (
+        lambda states, batch, *rest: jax.lax.map(
+            lambda member: one(member[0], batch, *member[1:]), (states, *rest)
+        )
+    ),
+}
 
 
 def main() -> None:
@@ -53,6 +63,7 @@ def measure(store: Store, site: str, n: int, rounds: int) -> dict[str, float]:
         stream = Stream(threads=0).open(store, {"x": site}, 0, mesh)
         numbers = iter(range(10**9))
         one, eight = (stepper(mesh, stream, n, count) for count in (1, MEMBERS))
+        others = {name: stacked(mesh, stream, n, layout) for name, layout in OTHERS.items()}
         batch = stream.batch_at(0)
 
         def fetch():
@@ -65,6 +76,7 @@ def measure(store: Store, site: str, n: int, rounds: int) -> dict[str, float]:
             "batch and one": lambda: one(fetch()),
             "batch and eight": lambda: eight(fetch()),
         }
+        calls |= {name: lambda step=step: step(batch) for name, step in others.items()}
         times = dict.fromkeys(calls, float("inf"))
         for i in range(rounds + 1):
             for name, call in calls.items():
@@ -79,19 +91,41 @@ def measure(store: Store, site: str, n: int, rounds: int) -> dict[str, float]:
     return {**found, "floor of eight": round(step_floor(sae, rows, members=MEMBERS), 2)}
 
 
-def stepper(mesh: Any, stream: Any, n: int, count: int) -> Callable:
-    """A function of a batch that takes one step of ``count`` members."""
+def members(mesh: Any, stream: Any, n: int, count: int) -> tuple[Any, Any, list[tuple]]:
+    """(sae, optim, one (state, key, hyper) a member)."""
     sample = {"x": np.asarray(stream.sample(4096)["x"], np.float32)}
     sae, optim = TopK(d_in=sample["x"].shape[1], n=n, k=32), Optim()
-    keys = [jax.random.key(m) for m in range(count)]
-    states = [init_state(sae, optim.transformation(), k, sample, mesh, "tp") for k in keys]
-    state = [stack.join(states, mesh)]
-    hypers = stack.join([hyper_arrays(sae, optim, 1000)] * count, mesh)
-    step = stack.make_stack_step(sae, optim, 1000)
+
+    def member(m):
+        key = jax.random.key(m)
+        state = init_state(sae, optim.transformation(), key, sample, mesh, "tp")
+        return state, key, hyper_arrays(sae, optim, 1000)
+
+    return sae, optim, [member(m) for m in range(count)]
+
+
+def stepper(mesh: Any, stream: Any, n: int, count: int) -> Callable:
+    """A function of a batch that takes one step of ``count`` members, as saex does."""
+    sae, optim, all_of = members(mesh, stream, n, count)
+    slots, keys, hypers = (stack.join(part, mesh) for part in zip(*all_of))
+    return stepping(stack.make_stack_step(sae, optim, 1000), slots, keys, hypers)
+
+
+def stacked(mesh: Any, stream: Any, n: int, layout: Callable) -> Callable:
+    """The same of ``MEMBERS`` members whose arrays have a leading axis of members."""
+    sae, optim, all_of = members(mesh, stream, n, MEMBERS)
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *all_of)
+    step = jax.jit(layout(update(sae, optim, 1000)), donate_argnums=0)
+    return stepping(step, *states)
+
+
+def stepping(step: Callable, state: Any, keys: Any, hypers: Any) -> Callable:
+    """A function of a batch that goes one step on."""
+    kept = [state]
 
     def call(batch):
-        state[0], out = step(state[0], batch, tuple(keys), hypers)
-        return state[0], out
+        kept[0], out = step(kept[0], batch, keys, hypers)
+        return kept[0], out
 
     return call
 
@@ -107,8 +141,10 @@ def table(record: dict[str, Any]) -> str:
         f"Constants of the floor: {record['constants']}.",
         "",
         "| n | batch | one | eight | eight / (8 one) | (batch + eight) / (batch + 8 one) | "
-        "8 (batch and one) / (batch and eight) | floor of eight | eight / floor |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "8 (batch and one) / (batch and eight) | floor of eight | eight / floor | "
+        + " | ".join(OTHERS)
+        + " |",
+        "|" + "---|" * (9 + len(OTHERS)),
     ]
     for n, t in record["milliseconds"].items():
         parts = t["batch"] + MEMBERS * t["one"]
@@ -116,7 +152,9 @@ def table(record: dict[str, Any]) -> str:
             f"| {n} | {t['batch']} | {t['one']} | {t['eight']} | "
             f"{t['eight'] / MEMBERS / t['one']:.3f} | {t['batch and eight'] / parts:.3f} | "
             f"{MEMBERS * t['batch and one'] / t['batch and eight']:.2f} | "
-            f"{t['floor of eight']} | {t['eight'] / t['floor of eight']:.2f} |"
+            f"{t['floor of eight']} | {t['eight'] / t['floor of eight']:.2f} | "
+            + " | ".join(str(t[name]) for name in OTHERS)
+            + " |"
         )
     return "\n".join([*lines, ""])
 
