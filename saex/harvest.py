@@ -248,6 +248,8 @@ def describe(
     unused += () if cfg.gradients else ("gradients",)
     for name in ("heldout_rows", "check_room", *unused):
         section.pop(name)
+    if cfg.pack:  # other rows than when documents of a context saw each other (pack: true)
+        section["pack"] = "documents apart"
     return {
         "kind": "harvest",
         "split": split,

@@ -84,7 +84,7 @@ def test_the_last_token_of_a_context_moves_nothing(store):
 
 
 def test_activations_are_those_of_a_harvest_without_gradients(store, params, tmp_path):
-    pack = store.meta["harvest"]["pack"]
+    pack = store.meta["harvest"]["pack"] == "documents apart"
     cfg = dataclasses.replace(CFG, gradients=(), pack=pack)
     plain = harvest(MODEL, params, Letters(), "train", tmp_path, cfg)
     assert SITE + ".gradient" not in plain.columns and "gradients" not in plain.meta["harvest"]
