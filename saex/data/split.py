@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DOCUMENT, POSITION = "document", "position"
 # Bytes and chunks that are read side by side, before rows of the other side are left out.
 _SCRATCH, _CHUNKS = 2**25, 128
+# Rows of which a number each is read at once, where all are.
+_STRETCH = 2**20
 # Rows that are hashed together.
 _BLOCK = 2**16
 # Contexts that begin in the middle, as where rows were dropped, are told of beyond this share.
@@ -146,8 +148,20 @@ class Part:
         column = self.column(name)
         begin, end = row_range(start, stop, self.rows, f"{self._split} of {self.path}")
         out = np.empty((end - begin, *column.shape), column.numpy_dtype)
-        self.read_ranges(name, [(begin, end)], out, checksums)
+        if not column.shape and len(out) == self.rows:
+            self._read_all(name, out, checksums)
+        else:
+            self.read_ranges(name, [(begin, end)], out, checksums)
         return out
+
+    def _read_all(self, name: str, out: np.ndarray, checksums: bool) -> None:
+        """Numbers of this side's rows, without a look at each chunk: several times as fast."""
+        at = 0
+        for low in range(0, self._store.rows, _STRETCH):
+            high = min(low + _STRETCH, self._store.rows)
+            found = self._store.read(name, low, high, checksums)[self._mask[low:high]]
+            out[at : at + len(found)] = found
+            at += len(found)
 
     def read_ranges(
         self,

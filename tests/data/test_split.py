@@ -95,6 +95,18 @@ def test_any_range_of_a_side_is_what_lies_there(tmp_path):
             side.read("x", 0, side.rows + 1)
 
 
+def test_all_numbers_of_a_side_are_those_of_its_rows(tmp_path, monkeypatch):
+    """Read in stretches that end in the middle of chunks and segments."""
+    monkeypatch.setattr("saex.data.split._STRETCH", 77)
+    n = np.arange(ROWS)
+    write(tmp_path, document=n // 10, number=3 * n)
+    for split, chosen in (("heldout", held_out(n // 10)), ("train", ~held_out(n // 10))):
+        side = open_split(tmp_path, split)
+        assert list(side.read("number")) == list(3 * n[chosen])
+        assert list(side.read("number", 1)) == list(3 * n[chosen][1:])
+        assert side.read("number", checksums=True).dtype == np.int32
+
+
 def test_a_stream_of_a_side_gives_each_of_its_rows_once_an_epoch(tmp_path):
     n = np.arange(ROWS)
     write(tmp_path, document=n // 10, position=n % 10)
