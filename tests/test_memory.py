@@ -14,15 +14,16 @@ from tests import compiled
 
 CASES = {  # a dictionary, rows, a mesh: each is at its largest in another moment of the step
     "selection by groups": (TopK(512, 8192, 32), 4096, MeshConfig(1, 1)),
-    "auxk": (TopK(256, 2048, 32), 4096, MeshConfig(1, 1)),
+    "few latents": (TopK(512, 4096, 32), 4096, MeshConfig(1, 1)),
     "bfloat16": (TopK(512, 8192, 32, matmul_dtype="bfloat16"), 2048, MeshConfig(1, 1)),
     "update": (TopK(768, 24576, 32), 2048, MeshConfig(2, 4)),
     "candidates of AuxK": (TopK(512, 8192, 32), 4096, MeshConfig(1, 8)),
     "fsdp": (TopK(512, 8192, 32), 1024, MeshConfig(8, 1, strategy="fsdp")),
     "fsdp, latents split": (TopK(256, 32768, 64), 2048, MeshConfig(2, 4, strategy="fsdp")),
-    "dense codes": (ReLU(256, 8192), 1024, MeshConfig(1, 1)),
+    "dense codes": (ReLU(256, 8192, capacity=0), 1024, MeshConfig(1, 1)),
+    "candidates above 0": (ReLU(256, 8192), 1024, MeshConfig(1, 1)),
     "candidates of a batch": (BatchTopK(512, 8192, 32), 2048, MeshConfig(1, 1)),
-    "no candidates, AuxK": (BatchTopK(256, 2048, 32), 4096, MeshConfig(1, 1)),
+    "no candidates, AuxK": (BatchTopK(256, 1024, 32), 4096, MeshConfig(1, 1)),
     "candidates, few rows": (BatchTopK(1024, 8192, 32), 512, MeshConfig(1, 1)),
     "candidates, latents split": (BatchTopK(512, 16384, 16), 1024, MeshConfig(1, 2)),
     "candidates above thresholds": (JumpReLU(512, 16384), 2048, MeshConfig(1, 1)),
@@ -33,7 +34,7 @@ CASES = {  # a dictionary, rows, a mesh: each is at its largest in another momen
 
 
 SLOW = (  # the others cover the moments
-    "auxk",
+    "few latents",
     "fsdp, latents split",
     "candidates of AuxK",
     "candidates, few rows",

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from saex.cost.slots import is_sparse, slots
+from saex.cost.slots import candidates, is_sparse, slots
 from saex.kernels.sparse_affine.dead import ROWS, block
 from saex.kernels.topk.cpu import block_rows, by_network
 from saex.sharding import MeshConfig, bytes_per_device
@@ -295,7 +295,10 @@ def _dense(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
         "codes": held.scores * codes + held.matrices * matrix + held.rows * row,
         "update": held.update * matrix + row,
     }
-    moments["codes"] += 2 * (slots(sae).parts - 1) * row
+    few = candidates(sae, mesh.model) > 0
+    moments["codes"] += (4 if few else 2) * (slots(sae).parts - 1) * row
+    if few and held is CUT and not sae.frozen:
+        moments["mixed"] = 12 * matrix + 3 * row  # gradients of sparse rows and of dense ones
     if getattr(sae, "aux_coefficient", 0):
         moments["codes"] += held.aux * matrix
         moments["update"] += held.update_aux * matrix
@@ -314,7 +317,7 @@ def _plain(sae: Any) -> bool:
     """Whether codes are a function of one affine encoder's scores, without cut or threshold."""
     trained = {name for name, s in sae.specs()["params"].items() if s.trainable}
     own = trained - {"W_enc", "W_dec", "b_enc", "b_dec"}
-    return not (own or sae.frozen or hasattr(sae, "capacity"))
+    return not (own or sae.frozen or hasattr(sae, "aux_latents"))
 
 
 def _sizes(sae: Any, b: int, mesh: MeshConfig) -> tuple[int, int, int, int]:

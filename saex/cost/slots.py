@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 USUAL, PAY_FROM = 256, 24  # of methods without k: candidates, and latents to each of them
-TIMES_K, PAY_FROM_K, PAY_FROM_LEVELS = 8, 12, 8  # with k; where prefixes are drawn or split
+TIMES_K, PAY_FROM_K, PAY_FROM_LEVELS = 4, 12, 8  # with k; where prefixes are drawn or split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +35,13 @@ def slots(sae: Any, model: int = 1, active: float | int | None = None) -> Slots:
     Args:
       sae: a dictionary.
       active: latents a row that are not 0, in the mean, where the method does not say it: by
-        default its k or its ``l0_target``, else an eighth of its candidates, as where k is known.
+        default its k or its ``l0_target``, else an eighth of its candidates.
     """
     n, parts = sae.n // model, len(sae.prefixes) if hasattr(sae, "prefixes") else 1
     parts = getattr(sae, "sampled", 0) or parts
     k = getattr(sae, "k", None)
     chosen = min(sae.k, n) if is_sparse(sae) else candidates(sae, model)
-    known = k or getattr(sae, "l0_target", None) or chosen * model / TIMES_K
+    known = k or getattr(sae, "l0_target", None) or chosen * model / 8
     used = (known if active is None else active) / model
     return Slots(chosen, min(used, chosen), parts, bool(k) and not is_sparse(sae))
 

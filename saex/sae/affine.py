@@ -19,7 +19,7 @@ from saex.kernels.sparse_affine.dead import cut as dead_cut
 from saex.kernels.sparse_affine.dead import largest, listed
 from saex.kernels.topk import top_k
 from saex.sae import losses, ops
-from saex.sae.base import ArraySpec, Codes, DenseCodes, SparseCodes
+from saex.sae.base import ArraySpec, Codes, DenseCodes, MixedCodes, SparseCodes
 from saex.typing import Params
 
 Normalize = Literal["none", "unit_mean_square"]
@@ -102,6 +102,11 @@ def scores(
     return pre_activations(x, params["b_dec"], params["W_enc"], params["b_enc"], matmul_dtype)
 
 
+def encoder(params: Params) -> tuple[Any, Any, Any]:
+    """(b_pre, W_enc, b_enc): what most methods encode by."""
+    return params["b_dec"], params["W_enc"], params["b_enc"]
+
+
 def decode(params: Params, codes, matmul_dtype: str = "float32") -> Float[Array, "b d"]:
     """codes W_dec + b_dec, in scaled units, from one device's part of the latents."""
     return ops.decode_part(codes, params["W_dec"], matmul_dtype) + params["b_dec"][None]
@@ -120,7 +125,8 @@ def decode_aux(
 
     Args:
       params, x, dead, k_aux, matmul_dtype: as ``decode_chosen_aux``.
-      codes: sparse ones as ``decode_chosen`` takes them; dense ones with a gradient of their own.
+      codes: sparse or mixed ones as ``decode_chosen`` takes them; dense ones with a gradient of
+        their own.
       coefficient: 0 leaves AuxK out.
     """
     codes, y, y_dead, served = decode_both(params, x, codes, dead, coefficient, k_aux, matmul_dtype)
@@ -138,7 +144,7 @@ def decode_both(
     k_aux: int,
     matmul_dtype: str = "float32",
 ) -> tuple[Codes, Float[Array, "b o"], Any, Float[Array, ""]]:
-    """(codes, y, y_dead, served) as ``decode_chosen_aux``, of sparse or dense codes.
+    """(codes, y, y_dead, served) as ``decode_chosen_aux``, of any codes.
 
     For methods whose decoder bias is not what the encoder takes from x (``params["b_dec"]`` is the
     latter), or whose residual is that of another column: ``losses.aux_k`` makes AuxK of y_dead.
@@ -151,10 +157,10 @@ def decode_both(
         if isinstance(codes, DenseCodes):
             y = ops.decode_part(codes, params["W_dec"], matmul_dtype)
         else:
-            codes, y = decode_chosen(params, x, codes)
+            codes, y = decode_chosen(params, x, codes, matmul_dtype)
         return codes, y, None, jnp.zeros(())
     aux = dead, k_aux, matmul_dtype
-    if isinstance(codes, SparseCodes):
+    if not isinstance(codes, DenseCodes):
         return decode_chosen_aux(params, x, codes, *aux)
     _, _, y_dead, served = decode_chosen_aux(params, x, _nothing(x), *aux)
     return codes, ops.decode_part(codes, params["W_dec"], matmul_dtype), y_dead, served
@@ -186,33 +192,42 @@ def _nothing(x: Float[Array, "b d"]) -> SparseCodes:
 
 
 def decode_chosen(
-    params: Any, x: Float[Array, "b d"], codes: SparseCodes
-) -> tuple[SparseCodes, Float[Array, "b o"]]:
+    params: Any,
+    x: Float[Array, "b d"],
+    codes: SparseCodes | MixedCodes,
+    matmul_dtype: str = "float32",
+) -> tuple[Any, Float[Array, "b o"]]:
     """(codes, reconstruction without bias), as functions of the affine encoder and decoder.
 
     Args:
       params: W_enc, b_enc, W_dec, b_dec (taken from x before the encoder): this device's latents.
       x: rows in scaled units.
-      codes: pre-activations where a latent was chosen, 0 elsewhere; no gradient of their own.
+      codes: pre-activations where a latent was chosen, 0 elsewhere; no gradient of their own, but
+        for the dense piece of mixed ones.
+      matmul_dtype: of that piece's products.
 
     Returns:
       The codes with the gradient that leads to the encoder, and the sum over all devices' latents.
     """
     weights = (x, *(params[name] for name in ("b_dec", "W_enc", "b_enc", "W_dec")))
-    codes = jax.lax.stop_gradient(codes)
-    out: tuple = sparse_affine(*ops.own(weights), codes.values, codes.indices)
-    values, y = out
-    return SparseCodes(values, codes.indices), ops.latents_sum(y)
+    narrow = jax.lax.stop_gradient(codes.pieces[0])
+    out: tuple = sparse_affine(*ops.own(weights), narrow.values, narrow.indices)
+    y = out[1] + ops.decode_wide(codes, params["W_dec"], matmul_dtype)
+    return _with_narrow(codes, narrow.replace(values=out[0])), ops.latents_sum(y)
+
+
+def _with_narrow(codes: Any, narrow: SparseCodes) -> Any:
+    return codes.replace(narrow=narrow) if isinstance(codes, MixedCodes) else narrow
 
 
 def decode_chosen_aux(
     params: Any,
     x: Float[Array, "b d"],
-    codes: SparseCodes,
+    codes: SparseCodes | MixedCodes,
     dead: Bool[Array, " n"],
     k_aux: int,
     matmul_dtype: str = "float32",
-) -> tuple[SparseCodes, Float[Array, "b o"], Float[Array, "b o"], Float[Array, ""]]:
+) -> tuple[Any, Float[Array, "b o"], Float[Array, "b o"], Float[Array, ""]]:
     """``decode_chosen``, and the reconstruction (without bias) by the dead latents alone.
 
     Args:
@@ -226,13 +241,15 @@ def decode_chosen_aux(
       (codes, y, y_dead, served): served counts latents that any row of the batch used.
     """
     weights = (x, *(params[name] for name in ("b_dec", "W_enc", "b_enc", "W_dec")))
-    codes, held, rows = jax.lax.stop_gradient((codes, params, x))
+    narrow, held, rows = jax.lax.stop_gradient((codes.pieces[0], params, x))
     cut = _dead_cut(held, rows, dead, k_aux, matmul_dtype)
-    args = ops.own((*weights, codes.values, codes.indices, listed(dead), cut))
+    args = ops.own((*weights, narrow.values, narrow.indices, listed(dead), cut))
     out: tuple = sparse_affine_aux(*args, matmul_dtype)
     values, y, y_dead, active = out
+    y = y + ops.decode_wide(codes, params["W_dec"], matmul_dtype)
     served = ops.latents_sum(jnp.sum(ops.rows_sum(active) > 0, dtype=jnp.float32))
-    return SparseCodes(values, codes.indices), ops.latents_sum(y), ops.latents_sum(y_dead), served
+    codes = _with_narrow(codes, narrow.replace(values=values))
+    return codes, ops.latents_sum(y), ops.latents_sum(y_dead), served
 
 
 def _dead_cut(params, x, dead, k_aux, matmul_dtype):

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.kernels.encode_topk import encode_topk, pre_activations
-from saex.sae import affine, crosscoder, losses, ops, selection, sites
+from saex.kernels.encode_topk import pre_activations
+from saex.sae import affine, crosscoder, exact, losses, ops, selection, sites
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.typing import Batch, Params
 
@@ -79,7 +79,7 @@ class BatchCrosscoder:
         params["threshold"] = ArraySpec((self.n,), ("n",), trainable=False, doc="of codes")
         stats = {
             **affine.stats_specs(self.n),
-            **selection.COUNT,
+            **exact.STATS,
             "cut": ArraySpec((), (), doc="running mean of a batch's smallest kept p N"),
         }
         return {"params": params, "stats": stats}
@@ -105,14 +105,9 @@ class BatchCrosscoder:
         params = affine.match_norms(probe_key, params, self.k)
         params["b_enc"] = -(params["W_enc"] @ params["b_dec"])
         p = x[:512] @ params["W_enc"].T + params["b_enc"][None]
-        cut = selection.batch_cut(p * N[None], self.k * p.shape[0])
+        cut = selection.batch_cut(self.k * p.shape[0], p * N[None])
         params["threshold"] = cut / N
-        stats = {
-            **affine.stats(self.n, x),
-            **selection.no_fallbacks(),
-            "cut": cut,
-        }
-        return params, stats
+        return params, {**affine.stats(self.n, x), **exact.stats(), "cut": cut}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
@@ -130,14 +125,8 @@ class BatchCrosscoder:
         self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
     ) -> tuple[Any, Out]:
         """s * MSE + aux_coefficient * AuxK of one global batch of raw rows."""
-        n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(batch["x"])
         x = crosscoder.scaled(params, batch["x"])
-        held, N = jax.lax.stop_gradient(self._normed(params))
-
-        def dense(params):
-            s = jax.nn.relu(self._scores(self._normed(params)[0], x))
-            cut = selection.batch_cut(s, total)
-            return objective(params, DenseCodes(jnp.where(s >= cut, s, 0)), cut)
+        n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(x)
 
         def objective(params, codes, cut):
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
@@ -150,26 +139,21 @@ class BatchCrosscoder:
             metrics = {"mse": mse, "aux_k": aux_k, "aux_served": served, "cut": cut}
             metrics |= losses.figures(x, x - y, codes, dead)
             metrics |= sites.fvus(x, x - y, self.site_widths)
-            lowest = selection.smallest(codes.values)
+            lowest = selection.smallest(codes)
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, y, lowest)
 
-        size = selection.candidates(self.capacity, 8 * self.k, n)
-        if not size:
-            (loss, aux), exact = dense(params), jnp.bool_(True)
-        else:
-            weights = ops.own((x, jnp.zeros((self.d_in,)), held["W_enc"], held["b_enc"]))
-            chosen: tuple = encode_topk(*weights, size, self.matmul_dtype)
-            values, cut, exact = selection.top_of_batch(jax.nn.relu(chosen[0]), n, total)
+        def encoder(params):
+            normed = self._normed(params)[0]
+            return jnp.zeros((self.d_in,)), normed["W_enc"], normed["b_enc"]
 
-            def sparse(params):
-                return objective(params, affine.used_slots(values, chosen[1]), cut)
-
-            loss, aux = selection.exactly(exact, sparse, dense, params)
+        size = selection.candidates(self.capacity, 4 * self.k, n)
+        how = total, size, objective, self.matmul_dtype, encoder
+        loss, aux, (marks, told) = selection.of_batch(params, stats, x, *how)
         metrics, after, y, lowest = aux
         cut = selection.follow(stats["cut"], lowest, self.threshold_rate)
-        after, told = selection.counted(after, exact)
+        N = self._normed(jax.lax.stop_gradient(params))[1]
         metrics |= {**told, "threshold": cut}
-        return loss, Out(metrics, {**after, "cut": cut}, y, {"threshold": cut / N})
+        return loss, Out(metrics, {**after, **marks, "cut": cut}, y, {"threshold": cut / N})
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.sae import affine, losses, ops, selection
+from saex.sae import affine, exact, losses, ops, selection
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.typing import Batch, Params
 
@@ -24,12 +24,12 @@ class BatchTopK:
     the residual nor divides by its variance). Unit decoder rows, tied initialisation.
 
     Training takes candidates first, the ``capacity`` largest of each row (on each device that
-    holds latents); where a row had more to give, the batch is done again densely: the metric
-    "fallbacks" counts these steps.
+    holds latents). Rows that had more to give are done densely ("wide_rows" in the metrics), and if
+    these are many the whole batch is ("fallbacks"): ``saex.sae.exact``.
 
     Fields:
       k: mean of active latents a row (a sweep's upper bound).
-      capacity: candidates a row; 0: always densely; None: 8 k, or densely where that is the faster
+      capacity: candidates a row; 0: always densely; None: 4 k, or densely where that is the faster
         way (``selection.candidates``).
       threshold_rate: weight of a batch in the running mean of the smallest kept value; that value
         falls as batches grow.
@@ -69,7 +69,7 @@ class BatchTopK:
         """See ``affine.specs``, and the threshold; stats as ``TopK``."""
         params = affine.specs(self.d_in, self.d_in, self.n)
         params["threshold"] = ArraySpec((), (), trainable=False, doc="of codes, in scaled units")
-        stats = {**affine.stats_specs(self.n), **selection.COUNT}
+        stats = {**affine.stats_specs(self.n), **exact.STATS}
         return {"params": params, "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -83,7 +83,7 @@ class BatchTopK:
         params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
         params = affine.match_norms(probe_key, params, self.k)
         params["threshold"] = selection.first_cut(params, x, self.k)
-        return params, {**affine.stats(self.n, x), **selection.no_fallbacks()}
+        return params, {**affine.stats(self.n, x), **exact.stats()}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
@@ -101,27 +101,27 @@ class BatchTopK:
         self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
     ) -> tuple[Any, Out]:
         """s * MSE + aux_coefficient * AuxK of one global batch of raw rows ``batch["x"]``."""
-        total = hyper["k"] * ops.rows_count(batch["x"])
+        x = affine.scaled(params, batch["x"])
+        total = hyper["k"] * ops.rows_count(x)
 
         def objective(params, codes, cut):
-            x = affine.scaled(params, batch["x"])
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
             aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
             codes, y, aux_k, served = affine.decode_aux(params, x, codes, dead, *aux)
             mse = stats["mse_scale"] * losses.mse(x - y)
             metrics = {"mse": mse, "aux_k": aux_k, "aux_served": served}
             metrics |= {**losses.figures(x, x - y, codes, dead), "cut": cut}
-            lowest = selection.smallest(codes.values)
+            lowest = selection.smallest(codes)
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, y, lowest)
 
         n = stats["since_fired"].shape[0]
-        how = selection.candidates(self.capacity, 8 * self.k, n), self.matmul_dtype
-        loss, aux, exact = selection.of_batch(params, batch["x"], total, *how, objective)
-        metrics, stats, y, lowest = aux
+        size = selection.candidates(self.capacity, 4 * self.k, n)
+        how = total, size, objective, self.matmul_dtype
+        loss, aux, (marks, told) = selection.of_batch(params, stats, x, *how)
+        metrics, after, y, lowest = aux
         threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)
-        stats, told = selection.counted(stats, exact)
         metrics |= {**told, "threshold": threshold}
-        return loss, Out(metrics, stats, y, {"threshold": threshold})
+        return loss, Out(metrics, {**after, **marks}, y, {"threshold": threshold})
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from saex.kernels.encode_topk import pre_activations
-from saex.sae import affine, losses, ops, sites
-from saex.sae.base import ArraySpec, DenseCodes, Out
+from saex.sae import affine, exact, losses, ops, selection, sites
+from saex.sae.base import ArraySpec, DenseCodes, Out, mapped
 from saex.typing import Batch, Params
 
 
@@ -46,6 +46,7 @@ class Crosscoder:
       widths: width of each site; (): one site.
       l1: coefficient, for sites of unit mean square norm each.
       l1_warmup_steps: steps until the full coefficient.
+      capacity: candidates a row, as in ``ReLU``.
       decoder_norm: norm of decoder rows at each site at initialisation; W_enc starts as their copy.
       dead_after_tokens: rows without firing after which a latent counts as dead (a metric).
       normalize, matmul_dtype: as in ``TopK``. b_dec_init: as in ``ReLU``, b_enc with it (the source
@@ -57,6 +58,7 @@ class Crosscoder:
     widths: tuple[int, ...] = ()
     l1: float = 0.02
     l1_warmup_steps: int = 1000
+    capacity: int | None = None
     decoder_norm: float = 0.1
     dead_after_tokens: int = 10_000_000
     normalize: affine.Normalize = "unit_mean_square"
@@ -76,6 +78,7 @@ class Crosscoder:
             raise ValueError(
                 f"l1={self.l1}, l1_warmup_steps={self.l1_warmup_steps}: neither can be negative"
             )
+        selection.check_capacity(self.capacity)
         affine.check_dead_after(self.dead_after_tokens)
 
     @property
@@ -90,9 +93,8 @@ class Crosscoder:
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """See ``specs`` of this file; stats: rows since each latent fired."""
-        stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
-        }
+        since = ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
+        stats = {"since_fired": since, **exact.STATS}
         return {"params": specs(self.d_in, self.n), "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -105,12 +107,13 @@ class Crosscoder:
         scale = sites.scales(sample["x"], self.site_widths, self.normalize)
         b_dec = affine.centre(sample["x"].astype(jnp.float32) * scale[None], self.b_dec_init)
         params = {"W_enc": W, "W_dec": W + 0, "b_enc": -(W @ b_dec), "b_dec": b_dec, "scale": scale}
-        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32)}
+        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32), **exact.stats()}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
         """Dense codes [b, n] of raw rows [b, d] of all sites."""
-        return self._encode(params, scaled(params, x))
+        p = pre_activations(scaled(params, x), *self._encoder(params), self.matmul_dtype)
+        return DenseCodes(jax.nn.relu(p))
 
     @ops.decode
     def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
@@ -123,21 +126,28 @@ class Crosscoder:
     ) -> tuple[Any, Out]:
         """Sum of squares plus warmed-up L1 of norms, of one global batch of raw rows."""
         x = scaled(params, batch["x"])
-        codes = self._encode(params, x)
-        y = affine.decode(params, codes, self.matmul_dtype)
-        squares = losses.mse(x - y) * self.d_in
-        weights = jnp.sum(sites.norms(params["W_dec"], self.site_widths), axis=1)
-        l1 = ops.rows_mean(ops.latents_sum(codes.values @ weights))
-        stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
-        metrics = {"mse": squares, "l1": l1, **losses.figures(x, x - y, codes, dead)}
-        metrics |= sites.fvus(x, x - y, self.site_widths)
-        total = squares + hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
-        return total, Out(metrics, stats, y)
+
+        def objective(params, p):
+            codes = mapped(lambda c: jax.nn.relu(c.values), p)
+            y = affine.decode(params, codes, self.matmul_dtype)
+            squares = losses.mse(x - y) * self.d_in
+            norms = jnp.sum(sites.norms(params["W_dec"], self.site_widths), axis=1)
+            l1 = ops.rows_mean(ops.latents_sum(ops.weighed(codes, norms)))
+            after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
+            metrics = {"mse": squares, "l1": l1, **losses.figures(x, x - y, codes, dead)}
+            metrics |= sites.fvus(x, x - y, self.site_widths)
+            total = squares + hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
+            return total, (metrics, after, y)
+
+        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 24)
+        how = 0.0, size, objective, self.matmul_dtype, self._encoder
+        loss, aux, (marks, told) = selection.of_rows(params, stats, x, *how)
+        metrics, after, y = aux
+        return loss, Out({**metrics, **told}, {**after, **marks}, y)
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""
         return state
 
-    def _encode(self, params: Params, x: Any) -> DenseCodes:
-        weights = (jnp.zeros((self.d_in,)), params["W_enc"], params["b_enc"])
-        return DenseCodes(jax.nn.relu(pre_activations(x, *weights, self.matmul_dtype)))
+    def _encoder(self, params: Params) -> tuple[Any, Any, Any]:
+        return jnp.zeros((self.d_in,)), params["W_enc"], params["b_enc"]

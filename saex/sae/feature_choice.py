@@ -140,6 +140,6 @@ class FeatureChoice:
             return selection.column_cuts(p, zipf.budgets(law, k * rows, shift, rows))
 
         def common(p):
-            return selection.batch_cut(p, k * rows) + jnp.zeros_like(law)
+            return selection.batch_cut(k * rows, p) + jnp.zeros_like(law)
 
         return jax.lax.cond(choosing, own, common, p)

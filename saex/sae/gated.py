@@ -6,9 +6,8 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.kernels.encode_topk import pre_activations
-from saex.sae import affine, losses, ops
-from saex.sae.base import ArraySpec, DenseCodes, Out
+from saex.sae import affine, exact, losses, ops, selection
+from saex.sae.base import ArraySpec, DenseCodes, Out, mapped
 from saex.typing import Batch, Params
 
 
@@ -31,6 +30,7 @@ class Gated:
 
     Fields:
       l1: weight of the open gates. l1_warmup_steps: steps over which it grows from 0.
+      capacity: candidates a row by their gates, as in ``ReLU``.
       dead_after_tokens: rows without firing after which a latent counts as dead (a metric).
       others: as in ``TopK``.
     """
@@ -39,6 +39,7 @@ class Gated:
     n: int
     l1: float = 0.1
     l1_warmup_steps: int = 1000
+    capacity: int | None = None
     dead_after_tokens: int = 10_000_000
     normalize: affine.Normalize = "unit_mean_square"
     b_dec_init: affine.BiasInit = "geometric_median"
@@ -55,6 +56,7 @@ class Gated:
         for name in ("l1", "l1_warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: cannot be negative")
+        selection.check_capacity(self.capacity)
         affine.check_dead_after(self.dead_after_tokens)
 
     @property
@@ -67,9 +69,8 @@ class Gated:
         params = affine.specs(self.d_in, self.d_in, self.n)
         params["r_mag"] = ArraySpec((self.n,), ("n",), doc="log of the magnitudes' scale")
         params["b_mag"] = ArraySpec((self.n,), ("n",), doc="bias of the magnitudes")
-        stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
-        }
+        since = ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
+        stats = {"since_fired": since, **exact.STATS}
         return {"params": params, "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -81,12 +82,13 @@ class Gated:
         params, _ = affine.init_tied(key, sample["x"], self.n, self.normalize, self.b_dec_init)
         params["W_enc"] = params["W_dec"] + 0
         params["r_mag"], params["b_mag"] = jnp.zeros((self.n,)), jnp.zeros((self.n,))
-        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32)}
+        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32), **exact.stats()}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
         """Dense codes [b, n] of raw rows [b, d]."""
-        return self._paths(params, affine.scaled(params, x))[1]
+        p = affine.scores(params, affine.scaled(params, x), self.matmul_dtype)
+        return self._codes(params, DenseCodes(p))
 
     @ops.decode
     def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
@@ -99,30 +101,41 @@ class Gated:
     ) -> tuple[Any, Out]:
         """Squares of both paths plus the warmed-up L1 of the open gates, of one global batch."""
         x = affine.scaled(params, batch["x"])
-        gates, codes = self._paths(params, x)
-        stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
-        y = affine.decode(params, codes, self.matmul_dtype)
-        held = jax.lax.stop_gradient(params)
-        opened = jax.nn.relu(gates)
-        y_gate = affine.decode(held, DenseCodes(opened), self.matmul_dtype)
-        squares, by_gate = (losses.mse(x - z) * self.d_in for z in (y, y_gate))
-        l1 = ops.rows_mean(ops.latents_sum(jnp.sum(opened, axis=1)))
-        metrics = {"mse": squares, "gate_mse": by_gate, "l1": l1}
-        metrics |= losses.figures(x, x - y, codes, dead)
-        l1 = hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
-        return squares + l1 + by_gate, Out(metrics, stats, y)
+
+        def objective(params, gates):
+            codes = self._codes(params, gates)
+            after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
+            y = affine.decode(params, codes, self.matmul_dtype)
+            opened = mapped(lambda c: jax.nn.relu(c.values), gates)
+            y_gate = affine.decode(jax.lax.stop_gradient(params), opened, self.matmul_dtype)
+            squares, by_gate = (losses.mse(x - z) * self.d_in for z in (y, y_gate))
+            l1 = ops.rows_mean(ops.latents_sum(ops.row_sums(opened, lambda c: c.values)))
+            metrics = {"mse": squares, "gate_mse": by_gate, "l1": l1}
+            metrics |= losses.figures(x, x - y, codes, dead)
+            weight = hyper["l1"] * losses.ramp(step, self.l1_warmup_steps)
+            return squares + weight * l1 + by_gate, (metrics, after, y)
+
+        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 24)
+        how = 0.0, size, objective, self.matmul_dtype
+        loss, aux, (marks, told) = selection.of_rows(params, stats, x, *how)
+        metrics, after, y = aux
+        return loss, Out({**metrics, **told}, {**after, **marks}, y)
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""
         return state
 
-    def _paths(self, params: Params, x: Any) -> tuple[Any, DenseCodes]:
-        """(gates' pre-activations [b, n], codes)."""
-        weights = (params["b_dec"], params["W_enc"], params["b_enc"])
-        gates = pre_activations(x, *weights, self.matmul_dtype)
-        s = gates - params["b_enc"][None]
-        m = jax.nn.relu(jnp.exp(params["r_mag"])[None] * s + params["b_mag"][None])
-        return gates, DenseCodes(jnp.where(gates > 0, m, 0))
+    def _codes(self, params: Params, gates: Any) -> Any:
+        """The codes of gates' pre-activations."""
+
+        def opened(c):
+            bias, scale, offset = (
+                ops.of_latents(v, c)
+                for v in (params["b_enc"], jnp.exp(params["r_mag"]), params["b_mag"])
+            )
+            return jnp.where(c.values > 0, jax.nn.relu(scale * (c.values - bias) + offset), 0)
+
+        return mapped(opened, gates)
 
 
 def as_jump_relu(params: Params) -> Params:

@@ -6,11 +6,9 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.kernels.encode_topk import chosen_scores
-from saex.kernels.sparse_decode import sparse_take
-from saex.sae import affine, losses, ops, selection
+from saex.sae import affine, exact, losses, ops, selection
 from saex.sae.activations import jump, step_up
-from saex.sae.base import ArraySpec, DenseCodes, Out, SparseCodes
+from saex.sae.base import ArraySpec, DenseCodes, Out, mapped
 from saex.typing import Batch, Params
 
 
@@ -27,8 +25,9 @@ class JumpReLU:
     Thresholds move only where pre-activations fall into the rectangle: with fewer than about 1e9
     rows the paper's bandwidth and threshold (both 0.001) are too small to lower L0; 0.03 and 0.03
     suit a few million. Training takes the ``capacity`` latents that are most above their thresholds
-    in each row (on each device that holds latents); where a row has more, the batch is done
-    densely: the metric "fallbacks" counts these steps.
+    in each row (on each device that holds latents). Rows that have more are done densely
+    ("wide_rows" in the metrics), and if these are many the whole batch is ("fallbacks"):
+    ``saex.sae.exact``.
 
     Fields:
       l0: weight of the number of active latents, for rows with mean square norm 1.
@@ -81,7 +80,7 @@ class JumpReLU:
         params = affine.specs(self.d_in, self.d_in, self.n)
         params["log_threshold"] = ArraySpec((self.n,), ("n",), doc="log of theta, scaled units")
         since = ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
-        stats = {"since_fired": since, **selection.COUNT}
+        stats = {"since_fired": since, **exact.STATS}
         return {"params": params, "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -94,7 +93,7 @@ class JumpReLU:
         params["W_enc"] = params["W_dec"] + 0
         params["log_threshold"] = jnp.full((self.n,), jnp.log(self.threshold))
         since = jnp.zeros((self.n,), jnp.int32)
-        return params, {"since_fired": since, **selection.no_fallbacks()}
+        return params, {"since_fired": since, **exact.stats()}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
@@ -113,59 +112,37 @@ class JumpReLU:
     ) -> tuple[Any, Out]:
         """Sum of squares plus the weighted count of active latents, of one global batch."""
         ramp = losses.ramp(step, self.l0_warmup_steps)
+        x = affine.scaled(params, batch["x"])
 
-        def dense(params):
-            x, theta = affine.scaled(params, batch["x"]), jnp.exp(params["log_threshold"])
-            p = affine.scores(params, x, self.matmul_dtype)
-            return objective(params, *self._jump(p, theta[None]))
-
-        def objective(params, f, count, indices=None):
-            x = affine.scaled(params, batch["x"])
+        def objective(params, p):
+            theta = _thresholds(jnp.exp(params["log_threshold"]), p)
+            p, theta = ops.own((p, theta))
             # slots that are not used keep their latents: thresholds feel what is just below them
-            codes = DenseCodes(f) if indices is None else SparseCodes(f, indices)
+            codes = mapped(lambda c, t: jump(c.values, t.values, self.bandwidth), p, theta)
+            count = mapped(lambda c, t: step_up(c.values, t.values, self.bandwidth), p, theta)
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
             y = affine.decode(params, codes, self.matmul_dtype)
             squares = losses.mse(x - y) * self.d_in
-            active = ops.rows_mean(ops.latents_sum(jnp.sum(count, axis=1)))
+            active = ops.rows_mean(ops.latents_sum(ops.row_sums(count, lambda c: c.values)))
             if self.l0_target is not None:
                 active = jnp.square(active / self.l0_target - 1)
             metrics = {"mse": squares, "sparsity": active, **losses.figures(x, x - y, codes, dead)}
             return squares + hyper["l0"] * ramp * active, (metrics, after, y)
 
         size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 24)
-        if not size:
-            (loss, aux), exact = dense(params), jnp.bool_(True)
-        else:
-            held = jax.lax.stop_gradient(params)
-            p, indices, _, exact = selection.above(
-                affine.scaled(held, batch["x"]),
-                held["b_dec"],
-                held["W_enc"],
-                held["b_enc"],
-                jnp.exp(held["log_threshold"]),
-                size,
-                self.bandwidth / 2,
-                self.matmul_dtype,
-            )
-
-            def sparse(params):
-                encoder = tuple(params[name] for name in ("b_dec", "W_enc", "b_enc"))
-                x, theta = affine.scaled(params, batch["x"]), jnp.exp(params["log_threshold"])
-                theta = sparse_take(ops.own(theta), indices)
-                scores: Any = chosen_scores(*ops.own((x, *encoder)), p, indices)
-                return objective(params, *self._jump(scores, theta), indices)
-
-            loss, aux = selection.exactly(exact, sparse, dense, params)
-        metrics, stats, y = aux
-        stats, told = selection.counted(stats, exact)
-        metrics |= told
-        return loss, Out(metrics, stats, y)
+        theta = jnp.exp(params["log_threshold"])
+        how = theta, size, objective, self.matmul_dtype
+        loss, aux, (marks, told) = selection.of_rows(
+            params, stats, x, *how, margin=self.bandwidth / 2
+        )
+        metrics, after, y = aux
+        return loss, Out({**metrics, **told}, {**after, **marks}, y)
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""
         return state
 
-    def _jump(self, p: Any, theta: Any) -> tuple[Any, Any]:
-        """(f, 1 where f is active) of pre-activations, with the straight-through gradients."""
-        p, theta = ops.own((p, jnp.broadcast_to(theta, p.shape)))
-        return jump(p, theta, self.bandwidth), step_up(p, theta, self.bandwidth)
+
+def _thresholds(theta: Any, p: Any) -> Any:
+    """A threshold for each pre-activation."""
+    return mapped(lambda c: jnp.broadcast_to(ops.of_latents(theta, c), c.values.shape), p)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from saex.sae import ops
-from saex.sae.base import Codes
+from saex.sae.base import Codes, mapped
 
 
 def mse(residual: Float[Array, "b d"]) -> Float[Array, ""]:
@@ -45,10 +45,10 @@ def share(latents: Bool[Array, " n"]) -> Float[Array, ""]:
     return marked / ops.latents_count(latents)
 
 
-def l1(values: Float[Array, "b n"], W_dec: Float[Array, "n d"]) -> Float[Array, ""]:
+def l1(codes: Codes, W_dec: Float[Array, "n d"]) -> Float[Array, ""]:
     """Mean over rows of sum_i |f_i| ||W_dec,i||; the gradient reaches the norms too."""
-    weighted = jnp.abs(values) @ row_norms(W_dec)
-    return ops.rows_mean(ops.latents_sum(weighted))
+    sizes = mapped(lambda c: jnp.abs(c.values), codes)
+    return ops.rows_mean(ops.latents_sum(ops.weighed(sizes, row_norms(W_dec))))
 
 
 def row_norms(W: Float[Array, "n d"]) -> Float[Array, " n"]:
@@ -58,7 +58,7 @@ def row_norms(W: Float[Array, "n d"]) -> Float[Array, " n"]:
 
 
 def eps_lbo(
-    x: Float[Array, "b d"], values: Float[Array, "b c"], norms: Any, bias: Any, n: int
+    x: Float[Array, "b d"], power: Float[Array, " b"], bias: Any, n: int
 ) -> Float[Array, ""]:
     """Mean over rows of | ||x||^2 - ||f||^2 | / ((n - 1) ||f||^2) (arXiv 2503.24277).
 
@@ -66,13 +66,13 @@ def eps_lbo(
     for codes f >= 0: near 0 where n latents are all but orthogonal and as active as the row asks.
 
     Args:
-      x: rows, in the units of the codes. values: this device's codes.
-      norms: of the decoder rows that the codes weigh, shaped to multiply them; ``row_norms``.
+      x: rows, in the units of the codes.
+      power: this device's part of ||f||^2, codes weighed by the norms of their decoder rows.
       bias: b_dec [d], which counts as one more latent that is always on; None: without.
       n: latents on all devices.
     """
-    x, values, norms, bias = jax.lax.stop_gradient((x, values, norms, bias))
-    square = ops.latents_sum(jnp.sum(jnp.square(values * norms), axis=1))
+    x, power, bias = jax.lax.stop_gradient((x, power, bias))
+    square = ops.latents_sum(power)
     if bias is not None:
         square = square + jnp.sum(jnp.square(bias))
     gap = jnp.abs(jnp.sum(jnp.square(x), axis=1) - square)

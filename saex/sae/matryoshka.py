@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.kernels.encode_topk import encode_topk
 from saex.sae import affine, losses, nested, ops, selection
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.sae.batch_topk import BatchTopK
@@ -30,10 +29,9 @@ class Matryoshka:
     code; theirs is a ReLU with L1).
 
     A latent is decoded once, whatever the number of prefixes. A row has ``capacity`` candidates,
-    and ``group_capacity`` slots for what is kept of one group; where a row of the batch has more,
-    the batch is done again densely (metric "fallbacks"): one dense decode, or G where prefixes are
-    drawn or latents are split. G reconstructions a row are held, and summed between devices that
-    share the latents.
+    and ``group_capacity`` slots for what is kept of one group; rows that have more are done densely
+    as in ``BatchTopK``: one dense decode, or G where prefixes are drawn or latents are split. G
+    reconstructions a row are held, and summed between devices that share the latents.
 
     Fields:
       fractions: shares of the latents of each group, in order; the last takes the remainder.
@@ -127,60 +125,40 @@ class Matryoshka:
         self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
     ) -> tuple[Any, Out]:
         """Mean over the prefixes of s * MSE, and AuxK, of one global batch ``batch["x"]``."""
-        n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(batch["x"])
+        x = affine.scaled(params, batch["x"])
+        n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(x)
         ends = self._ends(key)
         fixed = self.prefixes if n == self.n and not self.sampled else None
-        held = jax.lax.stop_gradient(params)
-        aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
+        size = selection.candidates(self.capacity, 4 * self.k, n, 12 if fixed else 8)
+        slots = min(self.group_capacity or 2 * self.k, size)
 
-        def dense(params):
-            p = jax.nn.relu(
-                affine.scores(params, affine.scaled(params, batch["x"]), self.matmul_dtype)
-            )
-            cut = selection.batch_cut(p, total)
-            f = jnp.where(p >= cut, p, 0)
-            level = _level(jnp.arange(n), n, ends)
-            args = f, level, params["W_dec"], self.groups, self.matmul_dtype, fixed
-            return objective(params, DenseCodes(f), nested.decode_dense(*args), cut)
+        def level(indices):
+            return _level(indices, n, ends)
 
-        def objective(params, codes, parts, cut):
-            x = affine.scaled(params, batch["x"])
+        def crowded(codes):
+            return nested.most_of_a_level(codes, level(codes.indices), self.groups) > slots
+
+        def objective(params, codes, cut):
+            levels = nested.Levels(self.groups, slots, level, fixed)
+            parts = nested.decode(params, x, codes, levels, self.matmul_dtype)
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
             residuals = x[:, None] - parts - params["b_dec"][None, None]
             each = [residuals[:, g] for g in range(self.groups)]
+            aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
             aux_k, served = affine.aux_alone(params, x, each[-1], dead, *aux)
             mse = stats["mse_scale"] * sum(losses.mse(r) for r in each) / self.groups
             metrics = {"mse": mse, "aux_k": aux_k, "aux_served": served, "cut": cut}
             metrics |= {f"fvu_{g + 1}": losses.fvu(x, r) for g, r in enumerate(each[:-1])}
             metrics |= losses.figures(x, each[-1], codes, dead)
-            lowest = selection.smallest(codes.values)
+            lowest = selection.smallest(codes)
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, x - each[-1], lowest)
 
-        size = selection.candidates(self.capacity, 8 * self.k, n, 12 if fixed else 8)
-        if not size:
-            (loss, found), exact = dense(params), jnp.bool_(True)
-        else:
-            x = affine.scaled(held, batch["x"])
-            weights = ops.own((x, held["b_dec"], held["W_enc"], held["b_enc"]))
-            chosen: tuple = encode_topk(*weights, size, self.matmul_dtype)
-            values, cut, exact = selection.top_of_batch(jax.nn.relu(chosen[0]), n, total)
-            codes = affine.used_slots(values, chosen[1])
-            slots = min(self.group_capacity or 2 * self.k, size)
-            level = _level(codes.indices, n, ends)
-            apart, fits = nested.by_level(codes, level, self.groups, slots)
-
-            def sparse(params):
-                x = affine.scaled(params, batch["x"])
-                parts = nested.decode_chosen(params, x, apart, self.groups)
-                return objective(params, codes, parts, cut)
-
-            exact = exact & fits
-            loss, found = selection.exactly(exact, sparse, dense, params)
-        metrics, stats, y, lowest = found
-        threshold = selection.follow(held["threshold"], lowest, self.threshold_rate)
-        stats, told = selection.counted(stats, exact)
+        how = total, size, objective, self.matmul_dtype
+        loss, aux, (marks, told) = selection.of_batch(params, stats, x, *how, crowded=crowded)
+        metrics, after, y, lowest = aux
+        threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)
         metrics |= {**told, "threshold": threshold}
-        return loss, Out(metrics, stats, y, {"threshold": threshold})
+        return loss, Out(metrics, {**after, **marks}, y, {"threshold": threshold})
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

@@ -106,8 +106,7 @@ class MSAE:
         level = self._level(codes.values, hyper["k"])
         stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
         slots = self.k * max(b - a for a, b in zip((0, *self.levels), self.levels))
-        apart, _ = nested.by_level(codes, level, len(self.levels), slots)
-        parts = nested.decode_chosen(params, x, apart, len(self.levels))
+        parts = nested.decode_chosen(params, x, codes, level, len(self.levels), slots)
 
         b_dec = params["b_dec"][None]
         residuals = [x - parts[:, i] - b_dec for i in range(len(self.levels))]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.sae import affine, losses, ops, selection, zipf
+from saex.sae import affine, exact, losses, ops, selection, zipf
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.typing import Batch, Params
 
@@ -68,7 +68,7 @@ class MutualChoice:
         """As ``BatchTopK``; stats also: ``zipf.specs``."""
         params = affine.specs(self.d_in, self.d_in, self.n)
         params["threshold"] = ArraySpec((), (), trainable=False, doc="of codes, in scaled units")
-        stats = {**affine.stats_specs(self.n), **selection.COUNT}
+        stats = {**affine.stats_specs(self.n), **exact.STATS}
         return {"params": params, "stats": {**stats, **zipf.specs(self.n)}}
 
     def hyper(self) -> dict[str, float]:
@@ -82,7 +82,7 @@ class MutualChoice:
         params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
         params = affine.match_norms(probe_key, params, self.k)
         params["threshold"] = selection.first_cut(params, x, self.k)
-        stats = {**affine.stats(self.n, x), **selection.no_fallbacks()}
+        stats = {**affine.stats(self.n, x), **exact.stats()}
         return params, {**stats, **zipf.start(self.n, self.k)}
 
     @ops.encode
@@ -101,10 +101,10 @@ class MutualChoice:
         self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
     ) -> tuple[Any, Out]:
         """s * MSE + aux_coefficient * aux_zipf of one global batch of raw rows."""
-        rows = ops.rows_count(batch["x"])
+        x = affine.scaled(params, batch["x"])
+        rows = ops.rows_count(x)
 
         def objective(params, codes, cut):
-            x = affine.scaled(params, batch["x"])
             after, dead = affine.tally(stats, codes, rows, self.dead_after_tokens)
             after = zipf.count(after, codes, rows, self.density_rows)
             few = zipf.underused(after, dead, self.underused, self.density_rows)
@@ -113,19 +113,19 @@ class MutualChoice:
             mse = stats["mse_scale"] * losses.mse(x - y)
             metrics = {"mse": mse, "aux_zipf": aux_zipf, "aux_served": served, "cut": cut}
             metrics |= {**losses.figures(x, x - y, codes, dead), "underused": losses.share(few)}
-            lowest = selection.smallest(codes.values)
+            lowest = selection.smallest(codes)
             return mse + hyper["aux_coefficient"] * aux_zipf, (metrics, after, y, lowest)
 
         n = stats["since_fired"].shape[0]
-        size = selection.candidates(self.capacity, 8 * self.k, n)
-        how = hyper["k"] * rows, size, self.matmul_dtype
-        loss, aux, exact = selection.of_batch(params, batch["x"], *how, objective)
+        size = selection.candidates(self.capacity, 4 * self.k, n)
+        how = hyper["k"] * rows, size, objective, self.matmul_dtype
+        loss, aux, (marks, told) = selection.of_batch(params, stats, x, *how)
         metrics, stats, y, lowest = aux
         due = (step % self.law_every == 0) & zipf.settled(stats, self.density_rows)
         threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)
-        stats, told = selection.counted(stats, exact)
         metrics |= {**told, "threshold": threshold}
-        return loss, Out(metrics, zipf.refresh(stats, due), y, {"threshold": threshold})
+        stats = {**zipf.refresh(stats, due), **marks}
+        return loss, Out(metrics, stats, y, {"threshold": threshold})
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

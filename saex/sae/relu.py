@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from saex.kernels.encode_topk import pre_activations
-from saex.sae import affine, losses, ops
-from saex.sae.base import ArraySpec, DenseCodes, Out
+from saex.sae import affine, exact, losses, ops, selection
+from saex.sae.base import ArraySpec, DenseCodes, Out, mapped
 from saex.typing import Batch, Params
 
 
@@ -19,10 +19,16 @@ class ReLU:
     Loss: mean over rows of sum_d (x - x_hat)^2 + l1 * sum_i f_i ||W_dec,i||; l1 grows linearly from
     0 over ``l1_warmup_steps``. Decoder norms are free, nothing resamples dead latents.
 
+    Training takes the ``capacity`` largest latents of each row (on each device that holds latents).
+    Rows that have more above 0 are done densely ("wide_rows" in the metrics), and if these are many
+    the whole batch is ("fallbacks": the first steps, until L0 has fallen): ``saex.sae.exact``.
+
     Fields:
       d_in: activation width. n: latents.
       l1: coefficient; its scale is that of inputs with unit mean square norm (``normalize``).
       l1_warmup_steps: steps until the full coefficient (the source: 5% of the run).
+      capacity: candidates a row; 0: always densely; None: 256, or densely where that is the faster
+        way (``selection.candidates``).
       decoder_norm: norm of decoder rows at initialisation; W_enc starts as their copy.
       dead_after_tokens: rows without firing after which a latent counts as dead (a metric).
       b_dec_init: where b_dec starts; b_enc starts at -W_enc b_dec, so that latents see centred rows
@@ -35,6 +41,7 @@ class ReLU:
     n: int
     l1: float = 0.02
     l1_warmup_steps: int = 1000
+    capacity: int | None = None
     decoder_norm: float = 0.1
     dead_after_tokens: int = 10_000_000
     normalize: affine.Normalize = "unit_mean_square"
@@ -53,6 +60,7 @@ class ReLU:
             raise ValueError(
                 f"l1={self.l1}, l1_warmup_steps={self.l1_warmup_steps}: neither can be negative"
             )
+        selection.check_capacity(self.capacity)
         affine.check_dead_after(self.dead_after_tokens)
 
     @property
@@ -61,10 +69,9 @@ class ReLU:
         return self.d_in
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
-        """See ``affine.specs``; stats: rows since each latent fired."""
-        stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
-        }
+        """See ``affine.specs``; stats: rows since each latent fired, and ``exact.STATS``."""
+        since = ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
+        stats = {"since_fired": since, **exact.STATS}
         return {"params": affine.specs(self.d_in, self.d_in, self.n), "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -83,12 +90,14 @@ class ReLU:
             "b_dec": b_dec,
             "scale": scale,
         }
-        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32)}
+        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32), **exact.stats()}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
         """Dense codes [b, n] of raw rows [b, d]."""
-        return self._encode(params, affine.scaled(params, x))
+        x = affine.scaled(params, x)
+        p = pre_activations(x, *self._encoder(params), self.matmul_dtype)
+        return DenseCodes(jax.nn.relu(p))
 
     @ops.decode
     def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
@@ -101,20 +110,25 @@ class ReLU:
     ) -> tuple[Any, Out]:
         """Sum of squares plus warmed-up, norm-weighted L1 of one global batch of raw rows."""
         x = affine.scaled(params, batch["x"])
-        codes = self._encode(params, x)
-        y = affine.decode(params, codes, self.matmul_dtype)
-        squares = losses.mse(x - y) * self.d_in
-        l1 = losses.l1(codes.values, params["W_dec"])
-        stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
-        metrics = {"mse": squares, "l1": l1, **losses.figures(x, x - y, codes, dead)}
-        total = squares + hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
-        return total, Out(metrics, stats, y)
+
+        def objective(params, p):
+            codes = mapped(lambda c: jax.nn.relu(c.values), p)
+            y = affine.decode(params, codes, self.matmul_dtype)
+            squares, l1 = losses.mse(x - y) * self.d_in, losses.l1(codes, params["W_dec"])
+            after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
+            metrics = {"mse": squares, "l1": l1, **losses.figures(x, x - y, codes, dead)}
+            total = squares + hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
+            return total, (metrics, after, y)
+
+        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 24)
+        how = 0.0, size, objective, self.matmul_dtype, self._encoder
+        loss, aux, (marks, told) = selection.of_rows(params, stats, x, *how)
+        metrics, after, y = aux
+        return loss, Out({**metrics, **told}, {**after, **marks}, y)
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""
         return state
 
-    def _encode(self, params: Params, x: Any) -> DenseCodes:
-        no_bias = jnp.zeros((self.d_in,))
-        p = pre_activations(x, no_bias, params["W_enc"], params["b_enc"], self.matmul_dtype)
-        return DenseCodes(jax.nn.relu(p))
+    def _encoder(self, params: Params) -> tuple[Any, Any, Any]:
+        return jnp.zeros((self.d_in,)), params["W_enc"], params["b_enc"]

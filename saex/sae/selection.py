@@ -1,9 +1,8 @@
 """Selection without a fixed number a row: over a whole batch, or above thresholds.
 
-Both take candidates first, the ``capacity`` largest of each row, and are exact where no row had
-more to give; whether that was so is returned, equal on all devices. ``exactly`` then takes the
-sparse way, or the dense one where it was not. Where candidates are a large share of the latents the
-dense way is the faster one from the start: ``candidates``.
+Both take candidates first, the ``capacity`` largest of each row, and do rows that had more to give
+densely, as ``saex.sae.exact`` says. Where candidates are a large share of the latents the dense way
+is the faster one for all rows from the start: ``candidates``.
 """
 
 from collections.abc import Callable
@@ -14,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from saex.kernels import zeros_as
-from saex.kernels.encode_topk import encode_topk
+from saex.kernels.encode_topk import chosen_scores, pre_activations
 from saex.kernels.topk import top_k
-from saex.sae import affine, ops
-from saex.sae.base import ArraySpec, DenseCodes
+from saex.sae import affine, exact, ops
+from saex.sae.base import Codes, DenseCodes, SparseCodes
 from saex.typing import Params
 
 
@@ -36,10 +35,10 @@ def candidates(capacity: int | None, usual: int, n: int, pay_from: int = 12) -> 
     return usual if pay_from * usual <= n else 0
 
 
-def check_capacity(capacity: int | None, least: int) -> None:
+def check_capacity(capacity: int | None, k: int = 1) -> None:
     """Raises ValueError for fewer candidates than the mean row needs."""
-    if capacity and capacity < least:
-        raise ValueError(f"capacity={capacity}: at least k={least}, 0 (densely) or None")
+    if capacity and capacity < k:
+        raise ValueError(f"capacity={capacity}: at least {k}, 0 (densely) or None")
 
 
 def check_rate(threshold_rate: float) -> None:
@@ -48,49 +47,36 @@ def check_rate(threshold_rate: float) -> None:
         raise ValueError(f"threshold_rate={threshold_rate}: above 0, at most 1")
 
 
-COUNT = {"fallbacks": ArraySpec((), (), "int32", doc="steps whose candidates did not do")}
-
-
-def no_fallbacks() -> Params:
-    """The stats of ``COUNT`` at the start."""
-    return {"fallbacks": jnp.zeros((), jnp.int32)}
-
-
-def counted(stats: Params, exact: Bool[Array, ""]) -> tuple[Params, Params]:
-    """(stats with this step counted if its candidates did not do, what the metrics say of it)."""
-    so_far = stats["fallbacks"] + (~exact).astype(jnp.int32)
-    told = {"fallback": 1 - exact.astype(jnp.float32), "fallbacks": so_far.astype(jnp.float32)}
-    return {**stats, "fallbacks": so_far}, told
-
-
-def batch_cut(values: Float[Array, "b c"], total: Any) -> Float[Array, ""]:
+def batch_cut(total: Any, *values: Float[Array, "_ _"]) -> Float[Array, ""]:
     """The ``total``-th largest of all devices' values, at least 0: what a batch's top k begins at.
 
     Args:
-      values: candidates, 0 where there is none; negative ones count as 0.
+      values: in one or several arrays, 0 where there is none; negative ones count as 0.
       total: how many of the global batch shall be kept (rows times k), traced or not. Values equal
         at the cut are all kept, so there may be more; fewer where fewer are above 0.
 
     By bisection on the bits: counts alone travel between devices.
     """
-    bits = jax.lax.bitcast_convert_type(jax.nn.relu(jax.lax.stop_gradient(values)), jnp.int32)
+    held = [jax.nn.relu(v) for v in jax.lax.stop_gradient(values)]
+    bits = [jax.lax.bitcast_convert_type(v, jnp.int32) for v in held]
 
     def halve(_, bounds):
         low, high = bounds  # at least `total` values are >= low, fewer are >= high
         middle = low + (high - low) // 2
-        count = ops.rows_sum(ops.latents_sum(jnp.sum(bits >= middle, dtype=jnp.int32)))
+        here = sum(jnp.sum(part >= middle, dtype=jnp.int32) for part in bits)
+        count = ops.rows_sum(ops.latents_sum(here))
         enough = count >= total
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     infinity = jax.lax.bitcast_convert_type(jnp.float32(jnp.inf), jnp.int32)
-    zero = ops.zero_as_sum(bits)
+    zero = ops.zero_as_sum(bits[0])
     low, _ = jax.lax.fori_loop(0, 31, halve, (zero, zero + infinity))
     return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
 def top_of_batch(
     values: Float[Array, "b c"], n_local: int, total: Any
-) -> tuple[Float[Array, "b c"], Float[Array, ""], Bool[Array, ""]]:
+) -> tuple[Float[Array, "b c"], Float[Array, ""], Bool[Array, " b"]]:
     """The values of a batch's top ``total``, 0 elsewhere (BatchTopK, Bussmann et al. 2024).
 
     Args:
@@ -99,13 +85,13 @@ def top_of_batch(
       total: as ``batch_cut``.
 
     Returns:
-      (values, cut, exact): exact is False where a row's last candidate was kept too, so that the
-      row may have had more.
+      (values, cut, wide): wide [b] tells rows whose last candidate was kept too, so that they may
+      have had more.
     """
-    cut = batch_cut(values, total)
+    cut = batch_cut(total, values)
     kept = (values >= cut) & (values > 0)
-    exact = everywhere(~kept[:, -1]) if values.shape[1] < n_local else jnp.bool_(True)
-    return jnp.where(kept, values, 0), cut, exact
+    wide = kept[:, -1] if values.shape[1] < n_local else jnp.zeros_like(kept[:, -1])
+    return jnp.where(kept, values, 0), cut, wide
 
 
 def largest(
@@ -182,49 +168,72 @@ def _bisect(enough: Callable[[Any], Any], high: Int[Array, " m"]) -> tuple[Any, 
 
 def of_batch(
     params: Params,
-    rows: Float[Array, "b d"],
+    stats: Params,
+    x: Float[Array, "b d"],
     total: Any,
     capacity: int,
-    matmul_dtype: str,
     objective: Callable,
-) -> tuple[Any, Any, Bool[Array, ""]]:
+    matmul_dtype: str = "float32",
+    encoder: Callable = affine.encoder,
+    crowded: Callable | None = None,
+) -> tuple[Any, Any, tuple[Params, Params]]:
     """``objective(params, codes, cut)`` of the codes that are among a batch's ``total`` largest.
 
     Args:
-      params: an affine encoder's. rows: raw ones.
+      params: of the method. stats: with ``exact.STATS``. x: rows in scaled units, a constant.
       total: as ``batch_cut``.
-      capacity: candidates a row; where one may have had more the codes are dense, with 0 always.
+      capacity: candidates a row, which is exact in any case (``exact``); 0: all densely.
+      objective: gives (scalar, auxiliary tree), the same types for all kinds of codes.
       matmul_dtype: dtype of the matmul's inputs.
-      objective: gives (scalar, auxiliary tree), the same types for sparse and for dense codes.
+      encoder: params -> (b_pre [d], W_enc [n, d], b_enc [n]).
+      crowded: sparse codes -> [b], rows for which the objective has no room in that form; None:
+        there are none.
 
     Returns:
-      (scalar, auxiliary tree, whether candidates sufficed); gradients as ``exactly``.
+      (scalar, auxiliary tree, what ``exact.counted`` tells); gradients as ``exact.exactly``.
     """
 
+    def scores(params, x):
+        return jax.nn.relu(pre_activations(x, *encoder(params), matmul_dtype))
+
     def dense(params):
-        p = jax.nn.relu(affine.scores(params, affine.scaled(params, rows), matmul_dtype))
-        cut = batch_cut(p, total)
+        p = scores(params, x)
+        cut = batch_cut(total, p)
         return objective(params, DenseCodes(jnp.where(p >= cut, p, 0)), cut)
 
     if not capacity:
-        return *dense(params), jnp.bool_(True)
-    held, n = jax.lax.stop_gradient(params), params["W_enc"].shape[0]
-    weights = (affine.scaled(held, rows), *(held[name] for name in ("b_dec", "W_enc", "b_enc")))
-    chosen: tuple = encode_topk(*ops.own(weights), min(capacity, n), matmul_dtype)
-    values, cut, exact = top_of_batch(jax.nn.relu(chosen[0]), n, total)
+        return *dense(params), exact.counted(stats, exact.SPARSE)
+    n = stats["since_fired"].shape[0]
+    weights = (x, *encoder(jax.lax.stop_gradient(params)))
+    found, indices, tried = exact.candidates(stats, weights, min(capacity, n), matmul_dtype)
+    found = jax.nn.relu(found)
+    values, first, wide = top_of_batch(found, n, total)
+    codes = affine.used_slots(values, indices)
+    wide = wide if crowded is None else wide | crowded(codes)
 
     def sparse(params):
-        return objective(params, affine.used_slots(values, chosen[1]), cut)
+        return objective(params, codes, first)
 
-    loss, aux = exactly(exact, sparse, dense, params)
-    return loss, aux, exact
+    def mixed(params):
+        at = exact.wide_rows(wide)
+        p = scores(params, exact.of_rows(x, at[0]))
+        p = jnp.where(at[0][:, None] < x.shape[0], p, 0)
+        others = jnp.where(wide[:, None], 0, found)
+        # what wide rows had beyond their candidates can only have raised the cut
+        cut = batch_cut(total, others, p)
+        narrow = affine.used_slots(jnp.where(others >= cut, others, 0), indices)
+        return objective(params, exact.mixed(narrow, jnp.where(p >= cut, p, 0), *at), cut)
+
+    way = exact.way(wide, tried)
+    loss, aux = exact.exactly(way, sparse, mixed, dense, params)
+    return loss, aux, exact.counted(stats, way, wide)
 
 
 def first_cut(params: Params, x: Float[Array, "b d"], k: int) -> Float[Array, ""]:
     """``batch_cut`` of k a row on up to 512 rows (scaled units) of a sample, at initialisation."""
     few = x[:512]
     p = (few - params["b_dec"][None]) @ params["W_enc"].T
-    return batch_cut(p, k * few.shape[0])
+    return batch_cut(k * few.shape[0], p)
 
 
 def follow(mean: Any, value: Any, rate: Any) -> Any:
@@ -232,84 +241,74 @@ def follow(mean: Any, value: Any, rate: Any) -> Any:
     return jnp.where(jnp.isfinite(value), mean + rate * (value - mean), mean)
 
 
-def smallest(values: Float[Array, "b c"]) -> Float[Array, ""]:
+def smallest(codes: Codes) -> Float[Array, ""]:
     """The smallest of all devices' values that are above 0; infinity where none is."""
-    values = jax.lax.stop_gradient(values)
-    lowest = jnp.min(jnp.where(values > 0, values, jnp.inf))
+    held = [piece.values for piece in jax.lax.stop_gradient(codes).pieces]
+    lowest = jnp.stack([jnp.min(jnp.where(v > 0, v, jnp.inf)) for v in held]).min()
     return -ops.latents_max(ops.rows_max(-lowest))
 
 
-def above(
+NEVER = -1e30  # a pre-activation that opens no latent; finite, for gradients of 0 times it
+
+
+def of_rows(
+    params: Params,
+    stats: Params,
     x: Float[Array, "b d"],
-    b_pre: Float[Array, " d"],
-    W_enc: Float[Array, "n d"],
-    b_enc: Float[Array, " n"],
-    threshold: Float[Array, " n"],
+    threshold: Float[Array, " n"] | float,
     capacity: int,
-    margin: float = 0.0,
+    objective: Callable,
     matmul_dtype: str = "float32",
-) -> tuple[Float[Array, "b c"], Int[Array, "b c"], Bool[Array, "b c"], Bool[Array, ""]]:
-    """This device's latents whose pre-activation is above their own threshold (JumpReLU).
+    encoder: Callable = affine.encoder,
+    margin: float = 0.0,
+) -> tuple[Any, Any, tuple[Params, Params]]:
+    """``objective(params, p)`` of the pre-activations that are above their latents' thresholds.
 
     Args:
-      x, b_pre, W_enc, b_enc: as ``ops.select_topk``.
-      threshold: one a latent.
-      capacity: slots a row.
-      margin: also hand on latents that are up to this much below (half the bandwidth of a
+      params to x, capacity, matmul_dtype, encoder: as ``of_batch``.
+      threshold: a constant; one a latent or one for all.
+      objective: gives (scalar, auxiliary tree), the same types for all kinds of codes. Its p are
+        codes of pre-activations, with the encoder's gradient: all above the threshold are there,
+        and others with them; what has no slot stands for no latent.
+      margin: p has to hold latents that are up to this much below, too (half the bandwidth of a
         straight-through estimator).
-      matmul_dtype: dtype of the matmul's inputs.
 
     Returns:
-      (p, indices, active, exact): pre-activations of the ``capacity`` latents that are most above
-      their thresholds; which of them are above (p > threshold); whether no row had more of them
-      within the margin. No gradient: ``kernels.encode_topk.chosen_scores`` gives p the encoder's.
+      As ``of_batch``.
     """
-    held = jax.lax.stop_gradient((x, b_pre, W_enc, b_enc - threshold, threshold))
-    x, b_pre, W_enc, bias, threshold = ops.own(held)
-    size = min(capacity, W_enc.shape[0])
-    chosen: tuple = encode_topk(x, b_pre, W_enc, bias, size, matmul_dtype)
-    over, indices = chosen
-    exact = everywhere(over[:, -1] <= -margin) if size < W_enc.shape[0] else jnp.bool_(True)
-    return over + threshold[indices], indices, over > 0, exact
 
+    def scores(params, x):
+        return pre_activations(x, *encoder(params), matmul_dtype)
 
-def everywhere(ok: Bool[Array, " b"]) -> Bool[Array, ""]:
-    """Whether it holds in all rows on all devices."""
-    return ops.rows_sum(ops.latents_sum(jnp.sum(~ok, dtype=jnp.int32))) == 0
+    def dense(params):
+        return objective(params, DenseCodes(scores(params, x)))
 
+    if not capacity:
+        return *dense(params), exact.counted(stats, exact.SPARSE)
+    n = stats["since_fired"].shape[0]
+    b_pre, W_enc, b_enc = encoder(jax.lax.stop_gradient(params))
+    least = ops.own(jnp.broadcast_to(jax.lax.stop_gradient(threshold), b_enc.shape))
+    size = min(capacity, n)
+    weights = (x, b_pre, W_enc, b_enc - least)
+    over, indices, tried = exact.candidates(stats, weights, size, matmul_dtype)
+    last = over[:, -1]
+    wide = ~(last <= -margin) if size < n else jnp.zeros_like(last, bool)
+    found = over + least[indices]
 
-def exactly(exact: Bool[Array, ""], sparse: Callable, dense: Callable, weights: Any) -> Any:
-    """``sparse(weights)`` where that is exact, else ``dense(weights)``, with that one's gradients.
+    def chosen(params, p):
+        weights = ops.own((x, *encoder(params)))
+        return SparseCodes(chosen_scores(*weights, p, indices), indices)
 
-    Value and gradients are made inside one branch, so that the other one's arrays ([b, n] of the
-    dense way) exist only where it is taken. Both return (scalar, auxiliary tree) of equal types.
+    def sparse(params):
+        return objective(params, chosen(params, found))
 
-    Args:
-      exact: equal on all devices.
-      sparse, dense: functions of ``weights`` alone (close over the rest).
-      weights: a tree of arrays.
+    def mixed(params):
+        at = exact.wide_rows(wide)
+        p = scores(params, exact.of_rows(x, at[0]))
+        p = jnp.where(at[0][:, None] < x.shape[0], p, NEVER)
+        narrow = chosen(params, jnp.where(wide[:, None], NEVER, found))
+        return objective(params, exact.mixed(narrow, p, *at))
 
-    Returns:
-      (scalar, auxiliary tree); gradients reach ``weights`` through the scalar alone.
-    """
-    held = jax.lax.stop_gradient(weights)
-    both = [jax.value_and_grad(f, has_aux=True) for f in (sparse, dense)]
-    (value, aux), grads = jax.lax.cond(exact, *both, held)
-    return _with_gradient(value, grads, weights), jax.lax.stop_gradient(aux)
-
-
-@jax.custom_vjp
-def _with_gradient(value: Any, grads: Any, weights: Any) -> Any:
-    """``value``, whose gradient in ``weights`` is ``grads``."""
-    return value
-
-
-def _forward(value, grads, weights):
-    return value, grads
-
-
-def _backward(grads, cotangent):
-    return None, None, jax.tree.map(lambda g: g * cotangent, grads)
-
-
-_with_gradient.defvjp(_forward, _backward)
+    way = exact.way(wide, tried)
+    loss, aux = exact.exactly(way, sparse, mixed, dense, params)
+    return loss, aux, exact.counted(stats, way, wide)

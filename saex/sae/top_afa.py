@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.kernels.encode_topk import encode_topk, pre_activations
-from saex.sae import affine, losses, ops, selection
+from saex.kernels.encode_topk import pre_activations
+from saex.sae import affine, exact, losses, ops, selection
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.typing import Batch, Params
 
@@ -28,8 +28,9 @@ class TopAFA:
     AuxK is as in ``TopK``. The metric "eps_lbo" is ``losses.eps_lbo``, the paper's diagnostic.
 
     L0 is what comes out: 1000 and more of 12288 in the paper. Training takes the ``capacity``
-    largest of each row first (on each device that holds latents); where a row needs more, the batch
-    is done densely: the metric "fallbacks" counts these steps. A large share calls for capacity 0.
+    largest of each row first (on each device that holds latents). Rows that need more are done
+    densely, and if these are many the whole batch is (metrics "wide_rows" and "fallbacks":
+    ``saex.sae.exact``). A large share calls for capacity 0.
 
     Fields:
       afa: weight of the norm loss; the paper sweeps 1/128 to 1/16, and L0 grows with it.
@@ -73,7 +74,7 @@ class TopAFA:
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """See ``affine.specs``; stats: rows since each latent fired."""
         since = ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
-        stats = {"since_fired": since, **selection.COUNT}
+        stats = {"since_fired": since, **exact.STATS}
         return {"params": affine.specs(self.d_in, self.d_in, self.n), "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -85,7 +86,7 @@ class TopAFA:
         params, _ = affine.init_tied(key, sample["x"], self.n, self.normalize, self.b_dec_init)
         params["W_enc"] = params["W_dec"] + 0
         since = jnp.zeros((self.n,), jnp.int32)
-        return params, {"since_fired": since, **selection.no_fallbacks()}
+        return params, {"since_fired": since, **exact.stats()}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
@@ -102,49 +103,60 @@ class TopAFA:
         self, params: Params, stats: Params, batch: Batch, key: Any, step: Any, hyper: Params
     ) -> tuple[Any, Out]:
         """Squares, norm loss and AuxK of one global batch of raw rows ``batch["x"]``."""
+        x = affine.scaled(params, batch["x"])
 
         def dense(params):
-            return objective(params, self._encode(params, affine.scaled(params, batch["x"])))
-
-        def sparse(params):
-            return objective(params, affine.used_slots(values, indices))
+            return objective(params, self._encode(params, x))
 
         def objective(params, codes):
-            x = affine.scaled(params, batch["x"])
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
             aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
             codes, y, aux_k, served = affine.decode_aux(params, x, codes, dead, *aux)
-            squares, gap = losses.mse(x - y) * self.d_in, _norm_gap(x, codes.values)
+            squares, gap = losses.mse(x - y) * self.d_in, _norm_gap(x, codes)
             metrics = {"mse": squares, "afa": gap, "aux_k": aux_k, "aux_served": served}
             metrics |= losses.figures(x, x - y, codes, dead)
             # decoder rows are unit vectors while training
-            metrics["eps_lbo"] = losses.eps_lbo(x, codes.values, 1.0, params["b_dec"], self.n)
+            power = ops.row_sums(codes, lambda c: jnp.square(c.values))
+            metrics["eps_lbo"] = losses.eps_lbo(x, power, params["b_dec"], self.n)
             total = squares + hyper["afa"] * self.d_in * gap
             return total + hyper["aux_coefficient"] * aux_k, (metrics, after, y)
 
         if not self.capacity:
-            (loss, (metrics, stats, y)), exact = dense(params), jnp.bool_(True)
+            loss, aux = dense(params)
+            marks, told = exact.counted(stats, exact.SPARSE)
         else:
-            values, indices, exact = self._candidates(jax.lax.stop_gradient(params), batch)
-            loss, (metrics, stats, y) = selection.exactly(exact, sparse, dense, params)
-        stats, told = selection.counted(stats, exact)
-        metrics |= told
-        return loss, Out(metrics, stats, y)
+            n = stats["since_fired"].shape[0]
+            held = jax.lax.stop_gradient(params)
+            size = min(self.capacity, n)
+            weights = (x, *affine.encoder(held))
+            found, indices, tried = exact.candidates(stats, weights, size, self.matmul_dtype)
+            found = jax.nn.relu(found)
+            norm = jnp.linalg.norm(x - held["b_dec"][None], axis=1)
+            kept = (found >= selection.norm_cut(found, norm)[:, None]) & (found > 0)
+            wide = kept[:, -1] if size < n else jnp.zeros_like(kept[:, -1])
+            # on several devices a row that is wide on one may have another cut on all of them
+            wide = ops.latents_max(wide.astype(jnp.int32)) > 0
+            codes = affine.used_slots(jnp.where(kept, found, 0), indices)
+
+            def sparse(params):
+                return objective(params, codes)
+
+            def mixed(params):
+                at = exact.wide_rows(wide)
+                few = self._encode(params, exact.of_rows(x, at[0]))
+                few = jnp.where(at[0][:, None] < x.shape[0], few.values, 0)
+                narrow = affine.used_slots(jnp.where(wide[:, None], 0, codes.values), indices)
+                return objective(params, exact.mixed(narrow, few, *at))
+
+            way = exact.way(wide, tried)
+            loss, aux = exact.exactly(way, sparse, mixed, dense, params)
+            marks, told = exact.counted(stats, way, wide)
+        metrics, after, y = aux
+        return loss, Out({**metrics, **told}, {**after, **marks}, y)
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""
         return state
-
-    def _candidates(self, params: Params, batch: Batch) -> tuple[Any, Any, Any]:
-        """(values, indices, exact): the kept ones of each row's largest, where that is all."""
-        x, n = affine.scaled(params, batch["x"]), params["W_enc"].shape[0]
-        weights = ops.own((x, params["b_dec"], params["W_enc"], params["b_enc"]))
-        chosen: tuple = encode_topk(*weights, min(self.capacity, n), self.matmul_dtype)
-        values = jax.nn.relu(chosen[0])
-        norm = jnp.linalg.norm(x - params["b_dec"][None], axis=1)
-        kept = (values >= selection.norm_cut(values, norm)[:, None]) & (values > 0)
-        exact = selection.everywhere(~kept[:, -1]) if self.capacity < n else jnp.bool_(True)
-        return jnp.where(kept, values, 0), chosen[1], exact
 
     def _encode(self, params: Params, x: Any) -> DenseCodes:
         weights = (params["b_dec"], params["W_enc"], params["b_enc"])
@@ -156,8 +168,8 @@ class TopAFA:
         return DenseCodes(jnp.where(sizes >= cut[:, None], p, 0))
 
 
-def _norm_gap(x: Any, values: Any) -> Any:
+def _norm_gap(x: Any, codes: Any) -> Any:
     """Mean over rows of (||f|| - ||x||)^2; no gradient where f = 0."""
-    square = ops.latents_sum(jnp.sum(jnp.square(values), axis=1))
+    square = ops.latents_sum(ops.row_sums(codes, lambda c: jnp.square(c.values)))
     norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     return ops.rows_mean(jnp.square(norm - jnp.linalg.norm(x, axis=1)))

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from saex.kernels.encode_topk import pre_activations
-from saex.sae import affine, losses, ops
-from saex.sae.base import ArraySpec, DenseCodes, Out
+from saex.sae import affine, exact, losses, ops, selection
+from saex.sae.base import ArraySpec, DenseCodes, Out, mapped
 from saex.typing import Batch, Params
 
 
@@ -28,6 +28,7 @@ class Transcoder:
       d_in, d_out: widths of x and y. n: latents.
       l1: coefficient, for x and y of unit mean square norm.
       l1_warmup_steps: steps until the full coefficient.
+      capacity: candidates a row, as in ``ReLU``.
       dead_after_tokens: rows without firing after which a latent counts as dead (a metric).
       normalize: scale of x and, by itself, of y. b_init: where b_in and b_dec start, of x and y.
       matmul_dtype: inputs of matmuls; everything accumulates in float32.
@@ -38,6 +39,7 @@ class Transcoder:
     n: int
     l1: float = 0.01
     l1_warmup_steps: int = 1000
+    capacity: int | None = None
     dead_after_tokens: int = 10_000_000
     normalize: affine.Normalize = "unit_mean_square"
     b_init: affine.BiasInit = "mean"
@@ -56,6 +58,7 @@ class Transcoder:
             raise ValueError(
                 f"l1={self.l1}, l1_warmup_steps={self.l1_warmup_steps}: neither can be negative"
             )
+        selection.check_capacity(self.capacity)
         affine.check_dead_after(self.dead_after_tokens)
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
@@ -63,9 +66,8 @@ class Transcoder:
         params = affine.specs(self.d_in, self.d_out, self.n)
         params["b_in"] = ArraySpec((self.d_in,), ("d",), doc="taken from x")
         params["y_scale"] = ArraySpec((), (), trainable=False, doc="the decoder makes y * y_scale")
-        stats = {
-            "since_fired": ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
-        }
+        since = ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
+        stats = {"since_fired": since, **exact.STATS}
         return {"params": params, "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -86,12 +88,13 @@ class Transcoder:
             "b_in": affine.centre(x * scale, self.b_init),
             "y_scale": y_scale,
         }
-        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32)}
+        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32), **exact.stats()}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
         """Dense codes [b, n] of raw rows [b, d_in]."""
-        return self._encode(params, affine.scaled(params, x))
+        p = pre_activations(affine.scaled(params, x), *_encoder(params), self.matmul_dtype)
+        return DenseCodes(jax.nn.relu(p))
 
     @ops.decode
     def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
@@ -104,19 +107,27 @@ class Transcoder:
     ) -> tuple[Any, Out]:
         """Sum of squares plus warmed-up L1 of one global batch of raw rows "x" and "y"."""
         x, y = affine.scaled(params, batch["x"]), batch["y"].astype(jnp.float32) * params["y_scale"]
-        codes = self._encode(params, x)
-        y_hat = affine.decode(params, codes, self.matmul_dtype)
-        squares = losses.mse(y - y_hat) * self.d_out
-        l1 = losses.l1(codes.values, params["W_dec"])  # whose rows have unit norm
-        stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
-        metrics = {"mse": squares, "l1": l1, **losses.figures(y, y - y_hat, codes, dead)}
-        total = squares + hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
-        return total, Out(metrics, stats, y_hat)
+
+        def objective(params, p):
+            codes = mapped(lambda c: jax.nn.relu(c.values), p)
+            y_hat = affine.decode(params, codes, self.matmul_dtype)
+            squares = losses.mse(y - y_hat) * self.d_out
+            l1 = losses.l1(codes, params["W_dec"])  # whose rows have unit norm
+            after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
+            metrics = {"mse": squares, "l1": l1, **losses.figures(y, y - y_hat, codes, dead)}
+            total = squares + hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
+            return total, (metrics, after, y_hat)
+
+        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 24)
+        how = 0.0, size, objective, self.matmul_dtype, _encoder
+        loss, aux, (marks, told) = selection.of_rows(params, stats, x, *how)
+        metrics, after, y_hat = aux
+        return loss, Out({**metrics, **told}, {**after, **marks}, y_hat)
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""
         return state
 
-    def _encode(self, params: Params, x: Any) -> DenseCodes:
-        weights = (params["b_in"], params["W_enc"], params["b_enc"])
-        return DenseCodes(jax.nn.relu(pre_activations(x, *weights, self.matmul_dtype)))
+
+def _encoder(params: Params) -> tuple[Any, Any, Any]:
+    return params["b_in"], params["W_enc"], params["b_enc"]

@@ -1,6 +1,4 @@
-"""Selection over a batch and above thresholds: the dense definition on every mesh, or a no."""
-
-import functools
+"""Selection over a batch: the dense definition on every mesh, or word of rows that need more."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +6,7 @@ import numpy as np
 import pytest
 
 from saex.kernels.encode_topk import encode_topk, pre_activations
-from saex.sae import ops, selection
+from saex.sae import exact, ops, selection
 from saex.sharding import MeshConfig, make_mesh
 
 B, D, N = 32, 8, 64
@@ -49,71 +47,28 @@ def test_the_top_of_a_batch_is_that_of_the_flat_scores(config, k):
     def part(a):
         values, indices = encode_topk(*ops.own(tuple(a[name] for name in WEIGHTS[:4])), 8)
         n = a["W_enc"].shape[0]
-        values, cut, exact = selection.top_of_batch(jax.nn.relu(values), n, B * k)
-        return dense(values, indices, a), cut, exact
+        values, cut, wide = selection.top_of_batch(jax.nn.relu(values), n, B * k)
+        return dense(values, indices, a), cut, exact.way(wide) == exact.SPARSE
 
     a = arrays()
-    f, cut, exact = on(config, part, a, (jax.P("data", "model"), jax.P(), jax.P()))
+    f, cut, enough = on(config, part, a, (jax.P("data", "model"), jax.P(), jax.P()))
     p = np.maximum(scores(a), 0)
     wanted = np.sort(p, axis=None)[-B * k]
-    if exact:
+    if enough:
         np.testing.assert_allclose(cut, wanted, rtol=1e-5)
         np.testing.assert_allclose(f, np.where(p >= wanted, p, 0), atol=1e-5)
         assert (f > 0).sum() == B * k
     fits = ((p >= wanted).reshape(B, config.model, -1).sum(2) < min(8, N // config.model)).all()
-    assert bool(exact) == (fits or config.model == 8)
-
-
-@pytest.mark.parametrize("config", MESHES, ids=str)
-def test_above_gives_the_support_of_a_jump_relu(config):
-    threshold = np.random.default_rng(3).uniform(2, 5, N).astype(np.float32)
-
-    def part(a, margin):
-        first = ops.latents_offset(a["W_enc"].shape[0])
-        own = jax.lax.dynamic_slice_in_dim(jnp.asarray(threshold), first, a["W_enc"].shape[0])
-        weights = tuple(a[name] for name in WEIGHTS[:4])
-        p, indices, active, exact = selection.above(*weights, ops.own(own), 8, margin)
-        return dense(jnp.where(active, p, 0), indices, a), exact
-
-    out = (jax.P("data", "model"), jax.P())
-    a = arrays()
-    p = scores(a)
-    for margin in (0.0, 0.5, 50.0):
-        f, exact = on(config, functools.partial(part, margin=margin), a, out)
-        near = (p > threshold - margin).reshape(B, config.model, -1).sum(2)
-        assert bool(exact) == ((near < 8).all() or config.model == 8)
-        if exact:
-            np.testing.assert_allclose(f, np.where(p > threshold, p, 0), atol=1e-5)
+    assert bool(enough) == (fits or config.model == 8)
 
 
 def test_a_cut_is_0_where_too_few_are_above_0_and_ties_are_all_kept():
     values = jnp.asarray([[3.0, 1.0, 1.0, 0.0], [2.0, 1.0, -1.0, -2.0]])
-    assert [float(selection.batch_cut(values, t)) for t in (1, 2, 3, 5, 6)] == [3, 2, 1, 1, 0]
+    assert [float(selection.batch_cut(t, values)) for t in (1, 2, 3, 5, 6)] == [3, 2, 1, 1, 0]
+    apart = values[:, :1], values[:, 1:]
+    assert [float(selection.batch_cut(t, *apart)) for t in (1, 2, 3, 5, 6)] == [3, 2, 1, 1, 0]
     kept, _, _ = selection.top_of_batch(values, 4, 3)
     np.testing.assert_array_equal(kept, [[3, 1, 1, 0], [2, 1, 0, 0]])
-
-
-@pytest.mark.parametrize("exact", [True, False])
-def test_exactly_takes_one_way_with_its_gradients(exact):
-    def sparse(w):
-        return jnp.sum(w["a"] ** 2), {"which": jnp.float32(1)}
-
-    def other(w):
-        return jnp.sum(w["a"] ** 3), {"which": jnp.float32(2)}
-
-    w = {"a": jnp.arange(3.0)}
-
-    @jax.jit
-    def run(w, exact):
-        def loss(w):
-            value, aux = selection.exactly(exact, sparse, other, w)
-            return 2 * value, aux
-
-        return jax.value_and_grad(loss, has_aux=True)(w)
-
-    (value, aux), grads = run(w, jnp.bool_(exact))
-    assert (float(value), float(aux["which"])) == ((10, 1) if exact else (18, 2))
-    np.testing.assert_allclose(grads["a"], [0, 4, 8] if exact else [0, 6, 24])
 
 
 def test_candidates_are_as_asked_or_where_they_pay():
