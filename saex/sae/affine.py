@@ -19,7 +19,7 @@ from saex.kernels.sparse_affine.dead import cut as dead_cut
 from saex.kernels.sparse_affine.dead import largest, listed
 from saex.kernels.topk import top_k
 from saex.sae import losses, ops
-from saex.sae.base import ArraySpec, Codes, DenseCodes, MixedCodes, SparseCodes
+from saex.sae.base import ArraySpec, DenseCodes, LossCodes, MixedCodes, SparseCodes
 from saex.typing import Params
 
 Normalize = Literal["none", "unit_mean_square"]
@@ -115,12 +115,12 @@ def decode(params: Params, codes, matmul_dtype: str = "float32") -> Float[Array,
 def decode_aux(
     params: Any,
     x: Float[Array, "b d"],
-    codes: Codes,
+    codes: LossCodes,
     dead: Bool[Array, " n"],
     coefficient: float,
     k_aux: int,
     matmul_dtype: str = "float32",
-) -> tuple[Codes, Float[Array, "b o"], Float[Array, ""], Float[Array, ""]]:
+) -> tuple[Any, Float[Array, "b o"], Float[Array, ""], Float[Array, ""]]:
     """(codes, reconstruction with b_dec, AuxK, latents that AuxK served).
 
     Args:
@@ -138,12 +138,12 @@ def decode_aux(
 def decode_both(
     params: Any,
     x: Float[Array, "b d"],
-    codes: Codes,
+    codes: LossCodes,
     dead: Bool[Array, " n"],
     coefficient: float,
     k_aux: int,
     matmul_dtype: str = "float32",
-) -> tuple[Codes, Float[Array, "b o"], Any, Float[Array, ""]]:
+) -> tuple[Any, Float[Array, "b o"], Any, Float[Array, ""]]:
     """(codes, y, y_dead, served) as ``decode_chosen_aux``, of any codes.
 
     For methods whose decoder bias is not what the encoder takes from x (``params["b_dec"]`` is the
@@ -302,7 +302,7 @@ def tied_init(key: jax.Array, d: int, n: int) -> Float[Array, "n d"]:
 
 
 def tally(
-    stats: Params, codes: Codes, rows: int, dead_after: int
+    stats: Params, codes: LossCodes, rows: int, dead_after: int
 ) -> tuple[Params, Bool[Array, " n"]]:
     """(stats with "since_fired" counted on by a batch of ``rows``, which latents are dead now)."""
     fired = ops.fired(codes, stats["since_fired"].shape[0])

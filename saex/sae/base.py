@@ -107,10 +107,11 @@ class MixedCodes(flax.struct.PyTreeNode):
         return self.replace(narrow=pieces[0], wide=pieces[1])
 
 
-Codes = SparseCodes | DenseCodes | MixedCodes
+Codes = SparseCodes | DenseCodes
+LossCodes = SparseCodes | DenseCodes | MixedCodes
 
 
-def mapped(fn: Callable, *codes: Codes) -> Codes:
+def mapped(fn: Callable, *codes: Any) -> Any:
     """The first codes with the values that ``fn`` makes of each piece of all of them."""
     return codes[0].with_values(*(fn(*pieces) for pieces in zip(*(c.pieces for c in codes))))
 

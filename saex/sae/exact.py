@@ -58,8 +58,8 @@ def candidates(
     tried = (stats["fell_back"] == 0) | (stats["fallbacks"] % TRIED_EVERY == 0)
 
     def look(weights):
-        values, indices = encode_topk(*weights, size, matmul_dtype)
-        return values, indices
+        chosen: tuple = encode_topk(*weights, size, matmul_dtype)
+        return chosen[0], chosen[1]
 
     def pass_by(weights):
         shape = (weights[0].shape[0], size)

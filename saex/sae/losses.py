@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from saex.sae import ops
-from saex.sae.base import Codes, mapped
+from saex.sae.base import LossCodes, mapped
 
 
 def mse(residual: Float[Array, "b d"]) -> Float[Array, ""]:
@@ -33,7 +33,7 @@ def ramp(step: Any, steps: int) -> Any:
 
 
 def figures(
-    x: Float[Array, "b d"], residual: Float[Array, "b d"], codes: Codes, dead: Bool[Array, " n"]
+    x: Float[Array, "b d"], residual: Float[Array, "b d"], codes: LossCodes, dead: Bool[Array, " n"]
 ) -> dict[str, Float[Array, ""]]:
     """What every method logs: "fvu" of this batch, "l0", and the share of "dead" latents."""
     return {"fvu": fvu(x, residual), "l0": ops.l0(codes), "dead": share(dead)}
@@ -45,7 +45,7 @@ def share(latents: Bool[Array, " n"]) -> Float[Array, ""]:
     return marked / ops.latents_count(latents)
 
 
-def l1(codes: Codes, W_dec: Float[Array, "n d"]) -> Float[Array, ""]:
+def l1(codes: LossCodes, W_dec: Float[Array, "n d"]) -> Float[Array, ""]:
     """Mean over rows of sum_i |f_i| ||W_dec,i||; the gradient reaches the norms too."""
     sizes = mapped(lambda c: jnp.abs(c.values), codes)
     return ops.rows_mean(ops.latents_sum(ops.weighed(sizes, row_norms(W_dec))))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saex.sae import affine, ops
-from saex.sae.base import Codes, DenseCodes, MixedCodes, SparseCodes
+from saex.sae.base import DenseCodes, LossCodes, MixedCodes, SparseCodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,11 @@ class Levels:
 
 
 def decode(
-    params: Any, x: Float[Array, "b d"], codes: Codes, levels: Levels, matmul_dtype: str = "float32"
+    params: Any,
+    x: Float[Array, "b d"],
+    codes: LossCodes,
+    levels: Levels,
+    matmul_dtype: str = "float32",
 ) -> Float[Array, "b levels o"]:
     """Reconstructions [b, levels, o], without bias: the sum over all devices' latents.
 

@@ -23,7 +23,7 @@ from saex.kernels import varying_axes
 from saex.kernels.encode_topk import encode_topk
 from saex.kernels.sparse_decode import sparse_decode, sparse_take
 from saex.kernels.topk import top_k
-from saex.sae.base import Codes, DenseCodes, MixedCodes, Out, SparseCodes
+from saex.sae.base import Codes, DenseCodes, LossCodes, MixedCodes, Out, SparseCodes
 from saex.sharding import COMPUTE, DATA, MODEL, SWEEP, spec
 
 MEMBERS = "s"  # the logical axis of a stack
@@ -140,7 +140,7 @@ def keep_largest(values: Float[Array, "b c"], k: int, active_k: Any) -> Float[Ar
     return jnp.where(mask, values, 0)
 
 
-def decode_part(codes: Codes, W_dec: Float[Array, "n d"], matmul_dtype: str = "float32") -> Any:
+def decode_part(codes: LossCodes, W_dec: Float[Array, "n d"], matmul_dtype: str = "float32") -> Any:
     """The reconstruction (without bias) of all devices' codes, float32 [b, d]."""
     if isinstance(codes, DenseCodes):
         return latents_sum(decode_dense(codes, W_dec, matmul_dtype))
@@ -188,12 +188,12 @@ def _spread_backward(rows, g):
 _spread.defvjp(_spread_forward, _spread_backward)
 
 
-def row_sums(codes: Codes, of: Callable) -> Any:
+def row_sums(codes: LossCodes, of: Callable) -> Any:
     """For each row the sum of ``of(piece)`` [rows, slots] over this device's latents, [b]."""
     return _whole(codes, [jnp.sum(of(piece), axis=1) for piece in codes.pieces])
 
 
-def weighed(codes: Codes, vector: Float[Array, " n"]) -> Float[Array, " b"]:
+def weighed(codes: LossCodes, vector: Float[Array, " n"]) -> Float[Array, " b"]:
     """For each row the sum of codes times a number of each of this device's latents."""
 
     def sums(piece):
@@ -204,7 +204,7 @@ def weighed(codes: Codes, vector: Float[Array, " n"]) -> Float[Array, " b"]:
     return _whole(codes, [sums(piece) for piece in codes.pieces])
 
 
-def _whole(codes: Codes, sums: list) -> Any:
+def _whole(codes: LossCodes, sums: list) -> Any:
     return sums[0] + spread(sums[1], codes) if isinstance(codes, MixedCodes) else sums[0]
 
 
@@ -215,7 +215,7 @@ def of_latents(vector: Float[Array, " n"], piece: Codes) -> Float[Array, "r c"]:
     return sparse_take(own(vector), piece.indices)
 
 
-def firings(codes: Codes, n_local: int) -> Int[Array, " n"]:
+def firings(codes: LossCodes, n_local: int) -> Int[Array, " n"]:
     """In how many rows of the global batch each of this device's latents is not 0."""
 
     def counts(piece):
@@ -228,12 +228,12 @@ def firings(codes: Codes, n_local: int) -> Int[Array, " n"]:
     return rows_sum(sum(counts(piece) for piece in codes.pieces))
 
 
-def fired(codes: Codes, n_local: int) -> Bool[Array, " n"]:
+def fired(codes: LossCodes, n_local: int) -> Bool[Array, " n"]:
     """Which of this device's latents are not 0 in any row of the global batch."""
     return firings(codes, n_local) > 0
 
 
-def l0(codes: Codes) -> Float[Array, ""]:
+def l0(codes: LossCodes) -> Float[Array, ""]:
     """Mean number of active latents a row, over the global batch."""
     active = row_sums(jax.lax.stop_gradient(codes), lambda c: c.values != 0)
     return rows_mean(latents_sum(active.astype(jnp.float32)))

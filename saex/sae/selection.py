@@ -16,7 +16,7 @@ from saex.kernels import zeros_as
 from saex.kernels.encode_topk import chosen_scores, pre_activations
 from saex.kernels.topk import top_k
 from saex.sae import affine, exact, ops
-from saex.sae.base import Codes, DenseCodes, SparseCodes
+from saex.sae.base import DenseCodes, LossCodes, SparseCodes
 from saex.typing import Params
 
 
@@ -194,7 +194,8 @@ def of_batch(
     """
 
     def scores(params, x):
-        return jax.nn.relu(pre_activations(x, *encoder(params), matmul_dtype))
+        b_pre, W_enc, b_enc = encoder(params)
+        return jax.nn.relu(pre_activations(x, b_pre, W_enc, b_enc, matmul_dtype))
 
     def dense(params):
         p = scores(params, x)
@@ -241,7 +242,7 @@ def follow(mean: Any, value: Any, rate: Any) -> Any:
     return jnp.where(jnp.isfinite(value), mean + rate * (value - mean), mean)
 
 
-def smallest(codes: Codes) -> Float[Array, ""]:
+def smallest(codes: LossCodes) -> Float[Array, ""]:
     """The smallest of all devices' values that are above 0; infinity where none is."""
     held = [piece.values for piece in jax.lax.stop_gradient(codes).pieces]
     lowest = jnp.stack([jnp.min(jnp.where(v > 0, v, jnp.inf)) for v in held]).min()
@@ -278,7 +279,8 @@ def of_rows(
     """
 
     def scores(params, x):
-        return pre_activations(x, *encoder(params), matmul_dtype)
+        b_pre, W_enc, b_enc = encoder(params)
+        return pre_activations(x, b_pre, W_enc, b_enc, matmul_dtype)
 
     def dense(params):
         return objective(params, DenseCodes(scores(params, x)))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from saex.kernels import zeros_as
 from saex.sae import ops
-from saex.sae.base import ArraySpec, Codes
+from saex.sae.base import ArraySpec, LossCodes
 from saex.typing import Params
 
 SHIFTS = 16  # values of b that are tried, 0 and up to n in equal ratios
@@ -35,7 +35,7 @@ def start(n: int, k: int) -> Params:
     return {"density": jnp.zeros((n,)), "law": jnp.full((n,), k / n), "rows_seen": nothing}
 
 
-def count(stats: Params, codes: Codes, rows: int, memory: int) -> Params:
+def count(stats: Params, codes: LossCodes, rows: int, memory: int) -> Params:
     """The stats after a batch; the mean forgets over ``memory`` rows, and is one before that."""
     fired = ops.firings(codes, stats["density"].shape[0]).astype(jnp.float32) / rows
     seen = stats["rows_seen"] + rows
