@@ -2,11 +2,11 @@
 
     python experiments/benchmarks/candidates_cpu.py
 
-A step with the usual number of candidates a row (8 k of a batch's top k; 256 above thresholds)
-against one that does everything densely, at an L0 of 32. From which width on the methods ask for
-candidates (``selection.candidates``) comes from this table. Milliseconds, minimum of interleaved
-runs in one process, float32, on rows (of norm 1) of features that fire with Zipf frequencies.
-Beside them the cost model's floor of the faster way on this machine.
+A step with so many candidates a row against one that does everything densely, at an L0 of 32. From
+which width on the methods ask for candidates (``selection.candidates``), and for how many (4 k of a
+batch's top k; 256 of what is above thresholds or 0, whose L0 is not known), comes from this table.
+Milliseconds, minimum of interleaved runs in one process, float32, on rows of features that fire
+with Zipf frequencies. Beside them the cost model's floor of the fastest way on this machine.
 """
 
 import argparse
@@ -15,27 +15,56 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from measure import interleaved, machine, saex_step, step_floor, where, write, zipf_rows
 
-from saex.sae import BatchTopK, JumpReLU, Matryoshka
+from saex.sae import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU
 
 HERE = pathlib.Path(__file__).resolve().parent
-K, USUAL = 32, 256
+K, CAPACITIES = 32, (128, 256, 0)
+
+
+def cut_of(params: Any, sample: Any, n: int) -> Any:
+    """The pre-activation that K latents of a row exceed, in the mean, as after some training."""
+    x = sample["x"][:512] * params["scale"]
+    x = x - params["b_dec"]
+    return jnp.quantile((x @ params["W_enc"].T).ravel(), 1 - K / n)
 
 
 class Jump(JumpReLU):
-    """With thresholds that leave K latents a row, as after a while of training."""
+    """With K latents a row."""
 
     def init(self, key: jax.Array, sample: Any) -> tuple[Any, Any]:
-        """As JumpReLU."""
+        """As JumpReLU, but for the thresholds."""
         params, stats = super().init(key, sample)
-        x = sample["x"][:512] * params["scale"] - params["b_dec"]
-        cut = jnp.quantile((x @ params["W_enc"].T).ravel(), 1 - K / self.n)
+        cut = cut_of(params, sample, self.n)
         return {**params, "log_threshold": jnp.full((self.n,), jnp.log(cut))}, stats
 
 
-METHODS = {"batch_topk": BatchTopK, "matryoshka": Matryoshka, "jump_relu": Jump}
+class Rectified(ReLU):
+    """With K latents a row."""
+
+    def init(self, key: jax.Array, sample: Any) -> tuple[Any, Any]:
+        """As ReLU, but for the bias."""
+        params, stats = super().init(key, sample)
+        return {**params, "b_enc": params["b_enc"] - cut_of(params, sample, self.n)}, stats
+
+
+class Gates(Gated):
+    """With K latents a row."""
+
+    def init(self, key: jax.Array, sample: Any) -> tuple[Any, Any]:
+        """As Gated, but for the gates' bias."""
+        params, stats = super().init(key, sample)
+        return {**params, "b_enc": params["b_enc"] - cut_of(params, sample, self.n)}, stats
+
+
+METHODS = {
+    "batch_topk": BatchTopK,
+    "matryoshka": Matryoshka,
+    "jump_relu": Jump,
+    "relu": Rectified,
+    "gated": Gates,
+}
 
 
 def main() -> None:
@@ -52,16 +81,15 @@ def main() -> None:
         args.out += "_tiny"
     found = []
     x = zipf_rows(args.batch, args.d)
-    # of random weights a long row has more active latents than there are candidates
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
     for n in args.widths:
         for name in METHODS:
-            calls = {c: saex_step(x, made(name, args.d, n, c)) for c in (USUAL, 0)}
-            fallback = float(calls[USUAL]()[1]["fallback"])
-            times = interleaved({str(c): call for c, call in calls.items()}, args.rounds)
-            row = {"n": n, "method": name, "fallback": fallback}
-            floors = [step_floor(made(name, args.d, n, c), args.batch) for c in (USUAL, 0)]
-            row["floor"] = round(min(floors), 3)
+            of = [c for c in CAPACITIES if c < n]
+            calls = {str(c): saex_step(x, made(name, args.d, n, c)) for c in of}
+            told = {c: call()[1] for c, call in calls.items()}
+            wide = {c: round(float(m.get("wide_rows", 0)), 4) for c, m in told.items()}
+            times = interleaved(calls, args.rounds)
+            floors = [step_floor(made(name, args.d, n, c), args.batch) for c in of]
+            row = {"n": n, "method": name, "wide_rows": wide, "floor": round(min(floors), 3)}
             found.append({**row, **{c: round(1e3 * s, 1) for c, s in times.items()}})
             print(found[-1], flush=True)
     record = where() | {"jax": jax.__version__, "rounds": args.rounds, "milliseconds": found}
@@ -71,7 +99,7 @@ def main() -> None:
 
 def made(name: str, d: int, n: int, capacity: int) -> Any:
     """The method with an L0 of K."""
-    own = {"bandwidth": 1e-3} if name == "jump_relu" else {"k": K}
+    own = {"k": K} if name in ("batch_topk", "matryoshka") else {}
     return METHODS[name](d, n, capacity=capacity, **own)
 
 
@@ -86,17 +114,22 @@ def table(record: dict[str, Any]) -> str:
         f"interleaved runs; heavy-tailed rows.  ",
         f"Constants of the floor: {record['constants']}.",
         "",
-        f"| n | n / candidates | method | {USUAL} candidates a row | densely | ratio | floor | "
+        "| n | method | 128 candidates | 256 candidates | densely | faster / densely | floor | "
         "faster / floor |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in record["milliseconds"]:
-        some, dense = row[str(USUAL)], row["0"]
-        told = f"{some} (fell back)" if row["fallback"] else f"{some}"
-        cells = (row["n"], row["n"] // USUAL, row["method"], told, dense, f"{some / dense:.2f}")
-        cells += (row["floor"], f"{min(some, dense) / row['floor']:.2f}")
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        few = [_cell(row, str(c)) for c in CAPACITIES]
+        best, dense = min(row[str(c)] for c in CAPACITIES if str(c) in row), row["0"]
+        cells = (row["n"], row["method"], *few, f"{best / dense:.2f}", row["floor"])
+        lines.append(f"| {' | '.join(map(str, cells))} | {best / row['floor']:.2f} |")
     return "\n".join([*lines, ""])
+
+
+def _cell(row: dict[str, Any], capacity: str) -> str:
+    share = row["wide_rows"].get(capacity, 0)
+    told = "" if not share else " (all rows densely)" if share == 1 else f" ({share:.1%} wide)"
+    return f"{row[capacity]}{told}" if capacity in row else ""
 
 
 if __name__ == "__main__":
