@@ -39,7 +39,7 @@ SAES = {
         "d_in": 256,  # width of the site's activations; no default
         "n": 4096,  # latents; no default
         "k": 32,  # mean of active latents a row
-        "capacity": None,  # candidates a row in training; 0: dense; None: 4 k or dense
+        "capacity": None,  # candidates a row in training; 0: dense; None: 8 k or dense
         "threshold_rate": 0.01,  # weight of a batch in the inference threshold's running mean
         "aux_coefficient": 1 / 32,  # as topk's
         "k_aux": None,  # as topk's
@@ -79,7 +79,7 @@ SAES = {
         "k": 32,  # mean of active latents a row
         "fractions": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32),  # shares of the latents, by group
         "sampled": 0,  # prefixes drawn anew in each step, instead of fractions; 0: none
-        "capacity": None,  # candidates a row in training; 0: dense; None: 4 k or dense
+        "capacity": None,  # candidates a row in training; 0: dense; None: 8 k or dense
         "group_capacity": None,  # slots a row and group in training; None: 2 k
         "threshold_rate": 0.01,  # weight of a batch in the inference threshold's running mean
         "aux_coefficient": 1 / 32,  # as topk's
@@ -177,7 +177,7 @@ SAES = {
         "d_in": 256,  # width of the site's activations; no default
         "n": 4096,  # latents; no default
         "k": 32,  # mean of active latents a row
-        "capacity": None,  # candidates a row in training; 0: dense; None: 4 k or dense
+        "capacity": None,  # candidates a row in training; 0: dense; None: 8 k or dense
         "threshold_rate": 0.01,  # weight of a batch in the inference threshold's running mean
         "aux_coefficient": 1 / 32,  # weight of aux_zipf
         "k_aux": None,  # underused latents that may serve a row; None: as topk's

@@ -23,7 +23,7 @@ CASES = {  # a dictionary, rows, a mesh: each is at its largest in another momen
     "dense codes": (ReLU(256, 8192, capacity=0), 1024, MeshConfig(1, 1)),
     "candidates above 0": (ReLU(256, 8192), 1024, MeshConfig(1, 1)),
     "candidates of a batch": (BatchTopK(512, 8192, 32), 2048, MeshConfig(1, 1)),
-    "no candidates, AuxK": (BatchTopK(256, 1024, 32), 4096, MeshConfig(1, 1)),
+    "no candidates, AuxK": (BatchTopK(256, 2048, 32), 4096, MeshConfig(1, 1)),
     "candidates, few rows": (BatchTopK(1024, 8192, 32), 512, MeshConfig(1, 1)),
     "candidates, latents split": (BatchTopK(512, 16384, 16), 1024, MeshConfig(1, 2)),
     "candidates above thresholds": (JumpReLU(512, 16384), 2048, MeshConfig(1, 1)),

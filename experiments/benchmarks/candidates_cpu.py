@@ -3,7 +3,7 @@
     python experiments/benchmarks/candidates_cpu.py
 
 A step with so many candidates a row against one that does everything densely, at an L0 of 32. From
-which width on the methods ask for candidates (``selection.candidates``), and for how many (4 k of a
+which width on the methods ask for candidates (``selection.candidates``), and for how many (8 k of a
 batch's top k; 256 of what is above thresholds or 0, whose L0 is not known), comes from this table.
 Milliseconds, minimum of interleaved runs in one process, float32, on rows of features that fire
 with Zipf frequencies. Beside them the cost model's floor of the fastest way on this machine.

@@ -8,8 +8,8 @@ package lies below theirs; ``tests/test_cost.py`` compares them with what method
 import dataclasses
 from typing import Any
 
-USUAL, PAY_FROM = 256, 24  # of methods without k: candidates, and latents to each of them
-TIMES_K, PAY_FROM_K, PAY_FROM_LEVELS = 4, 12, 8  # with k; where prefixes are drawn or split
+USUAL, PAY_FROM = 256, 32  # of methods without k: candidates, and latents to each of them
+TIMES_K, PAY_FROM_K, PAY_FROM_LEVELS = 8, 12, 8  # with k; where prefixes are drawn or split
 
 
 @dataclasses.dataclass(frozen=True)

@@ -146,7 +146,7 @@ class BatchCrosscoder:
             normed = self._normed(params)[0]
             return jnp.zeros((self.d_in,)), normed["W_enc"], normed["b_enc"]
 
-        size = selection.candidates(self.capacity, 4 * self.k, n)
+        size = selection.candidates(self.capacity, 8 * self.k, n)
         how = total, size, objective, self.matmul_dtype, encoder
         loss, aux, (marks, told) = selection.of_batch(params, stats, x, *how)
         metrics, after, y, lowest = aux

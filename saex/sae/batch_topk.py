@@ -29,7 +29,7 @@ class BatchTopK:
 
     Fields:
       k: mean of active latents a row (a sweep's upper bound).
-      capacity: candidates a row; 0: always densely; None: 4 k, or densely where that is the faster
+      capacity: candidates a row; 0: always densely; None: 8 k, or densely where that is the faster
         way (``selection.candidates``).
       threshold_rate: weight of a batch in the running mean of the smallest kept value; that value
         falls as batches grow.
@@ -115,7 +115,7 @@ class BatchTopK:
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, y, lowest)
 
         n = stats["since_fired"].shape[0]
-        size = selection.candidates(self.capacity, 4 * self.k, n)
+        size = selection.candidates(self.capacity, 8 * self.k, n)
         how = total, size, objective, self.matmul_dtype
         loss, aux, (marks, told) = selection.of_batch(params, stats, x, *how)
         metrics, after, y, lowest = aux

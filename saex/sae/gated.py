@@ -115,7 +115,7 @@ class Gated:
             weight = hyper["l1"] * losses.ramp(step, self.l1_warmup_steps)
             return squares + weight * l1 + by_gate, (metrics, after, y)
 
-        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 24)
+        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 32)
         how = 0.0, size, objective, self.matmul_dtype
         loss, aux, (marks, told) = selection.of_rows(params, stats, x, *how)
         metrics, after, y = aux
@@ -129,10 +129,8 @@ class Gated:
         """The codes of gates' pre-activations."""
 
         def opened(c):
-            bias, scale, offset = (
-                ops.of_latents(v, c)
-                for v in (params["b_enc"], jnp.exp(params["r_mag"]), params["b_mag"])
-            )
+            vectors = params["b_enc"], jnp.exp(params["r_mag"]), params["b_mag"]
+            bias, scale, offset = (ops.of_latents(v, c) for v in vectors)
             return jnp.where(c.values > 0, jax.nn.relu(scale * (c.values - bias) + offset), 0)
 
         return mapped(opened, gates)

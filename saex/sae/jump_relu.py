@@ -129,7 +129,7 @@ class JumpReLU:
             metrics = {"mse": squares, "sparsity": active, **losses.figures(x, x - y, codes, dead)}
             return squares + hyper["l0"] * ramp * active, (metrics, after, y)
 
-        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 24)
+        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 32)
         theta = jnp.exp(params["log_threshold"])
         how = theta, size, objective, self.matmul_dtype
         loss, aux, (marks, told) = selection.of_rows(

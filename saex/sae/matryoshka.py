@@ -129,7 +129,7 @@ class Matryoshka:
         n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(x)
         ends = self._ends(key)
         fixed = self.prefixes if n == self.n and not self.sampled else None
-        size = selection.candidates(self.capacity, 4 * self.k, n, 12 if fixed else 8)
+        size = selection.candidates(self.capacity, 8 * self.k, n, 12 if fixed else 8)
         slots = min(self.group_capacity or 2 * self.k, size)
 
         def level(indices):

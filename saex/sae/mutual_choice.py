@@ -117,7 +117,7 @@ class MutualChoice:
             return mse + hyper["aux_coefficient"] * aux_zipf, (metrics, after, y, lowest)
 
         n = stats["since_fired"].shape[0]
-        size = selection.candidates(self.capacity, 4 * self.k, n)
+        size = selection.candidates(self.capacity, 8 * self.k, n)
         how = hyper["k"] * rows, size, objective, self.matmul_dtype
         loss, aux, (marks, told) = selection.of_batch(params, stats, x, *how)
         metrics, stats, y, lowest = aux

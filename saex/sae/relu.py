@@ -120,7 +120,7 @@ class ReLU:
             total = squares + hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
             return total, (metrics, after, y)
 
-        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 24)
+        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 32)
         how = 0.0, size, objective, self.matmul_dtype, self._encoder
         loss, aux, (marks, told) = selection.of_rows(params, stats, x, *how)
         metrics, after, y = aux

@@ -17,6 +17,8 @@ def decode(
     values: Float[Array, "b k"], indices: Int[Array, "b k"], rows: Float[Array, "n d"]
 ) -> Float[Array, "b d"]:
     """Unrolled in blocks of ``UNROLL`` slots."""
+    # made before: fused into the sums, what made a value would be done again for each of d
+    values, indices = jax.lax.optimization_barrier((values, indices))
     y = jnp.zeros((values.shape[0], rows.shape[1]), jnp.float32)
     for start in range(0, values.shape[1], UNROLL):
         for j in range(start, min(start + UNROLL, values.shape[1])):
