@@ -21,11 +21,11 @@ from saex.sae.base import ArraySpec, DenseCodes, MixedCodes, SparseCodes
 from saex.typing import Params
 
 SPARSE, MIXED, DENSE = 0, 1, 2  # the ways
-TRIED_EVERY = 16  # dense steps after dense ones that candidates are looked for again
+TRIED_EVERY = 16  # of many dense steps in a row; before, candidates are looked for more often
 
 STATS = {
     "fallbacks": ArraySpec((), (), "int32", doc="steps that were done densely"),
-    "fell_back": ArraySpec((), (), "int32", doc="1 if the last step was"),
+    "fell_back": ArraySpec((), (), "int32", doc="how many in a row until now"),
 }
 
 
@@ -47,15 +47,17 @@ def candidates(
 ) -> tuple[Float[Array, "b c"], Int[Array, "b c"], Bool[Array, ""]]:
     """(values, indices, tried): the ``size`` largest pre-activations of each row, no gradient.
 
-    After a step that was done densely the next is likely to be, too (the first ones of most runs
-    are; all are where L0 stays large), so that they are looked for in every 16th such step only;
-    where they are not, ``tried`` is False and the arrays hold zeros.
+    After some steps that were done densely the next is likely to be, too (the first ones of most
+    runs are; all are where L0 stays large): after 3, 5, 6, 7, 9 to 15 of them, and so on, they are
+    not looked for, ``tried`` is False and the arrays hold zeros. After one or two they are, since a
+    single batch may be unlike the others.
 
     Args:
       stats: with ``STATS``. weights: x, b_pre, W_enc, b_enc of ``encode_topk``.
     """
     weights = ops.own(jax.lax.stop_gradient(weights))
-    tried = (stats["fell_back"] == 0) | (stats["fallbacks"] % TRIED_EVERY == 0)
+    dense = stats["fell_back"]
+    tried = ((dense & (dense - 1)) == 0) | (dense % TRIED_EVERY == 0)  # 0, a power of 2, or so
 
     def look(weights):
         chosen: tuple = encode_topk(*weights, size, matmul_dtype)
@@ -150,7 +152,8 @@ def counted(stats: Params, way: Any, wide: Any = None) -> tuple[Params, Params]:
       wide: [b], which rows were wide on this device; None: no candidates were wanted.
     """
     fell = jnp.asarray(way == DENSE, jnp.int32)
-    marks = {"fallbacks": stats["fallbacks"] + fell, "fell_back": fell}
+    in_a_row = (stats["fell_back"] + fell) * fell
+    marks = {"fallbacks": stats["fallbacks"] + fell, "fell_back": in_a_row}
     told = {"fallback": fell, "fallbacks": marks["fallbacks"]}
     if wide is not None:
         share = ops.rows_mean(ops.latents_max(wide.astype(jnp.float32)))

@@ -112,11 +112,13 @@ def test_wide_rows_on_meshes(name, config):
     assert_same(found, wanted)
 
 
-def test_candidates_are_not_looked_for_in_most_steps_after_a_dense_one():
+def test_candidates_are_not_looked_for_in_most_steps_after_dense_ones():
     x, W = jnp.ones((4, D)), jnp.ones((N, D))
     weights = (x, jnp.zeros(D), W, jnp.arange(N, dtype=jnp.float32))
-    for fell_back, fallbacks, wanted in ((0, 5, True), (1, 5, False), (1, 32, True)):
-        stats = {"fell_back": jnp.int32(fell_back), "fallbacks": jnp.int32(fallbacks)}
+    looked = {0, 1, 2, 4, 8, 16, 32, 48, 64, 80}
+    for in_a_row in (0, 1, 2, 3, 4, 7, 8, 15, 16, 17, 48, 49, 80):
+        wanted = in_a_row in looked
+        stats = {"fell_back": jnp.int32(in_a_row), "fallbacks": jnp.int32(90)}
         _, indices, tried = exact.candidates(stats, weights, 3, "float32")
         assert bool(tried) == wanted
         if wanted:
@@ -124,7 +126,8 @@ def test_candidates_are_not_looked_for_in_most_steps_after_a_dense_one():
         way = exact.way(jnp.zeros(4, bool), tried)
         assert int(way) == (exact.SPARSE if wanted else exact.DENSE)
         marks, told = exact.counted(stats, way, jnp.zeros(4, bool))
-        assert int(marks["fallbacks"]) == fallbacks + (not wanted)
+        assert int(marks["fallbacks"]) == 90 + (not wanted)
+        assert int(marks["fell_back"]) == (0 if wanted else in_a_row + 1)
         assert float(told["wide_rows"]) == float(told["fallback"]) == (not wanted)
 
 
