@@ -141,7 +141,7 @@ def batch_calls(b: int, d: int, n: int, k: int) -> Calls:
     def ours(w, x):
         if not c:  # as the method decides
             p = jax.nn.relu(affine.scores(w, x))
-            return jnp.where(p >= selection.batch_cut(p, b * k), p, 0)
+            return jnp.where(p >= selection.batch_cut(b * k, p), p, 0)
         values, indices = encode_topk(x, w["b_dec"], w["W_enc"], w["b_enc"], c)
         return selection.top_of_batch(jax.nn.relu(values), n, b * k), indices
 
@@ -161,7 +161,8 @@ def threshold_calls(b: int, d: int, n: int, k: int) -> Calls:
     def ours(w, x):
         if not c:
             return plain(w, x)
-        return selection.above(x, w["b_dec"], w["W_enc"], w["b_enc"], theta, c)
+        over, indices = encode_topk(x, w["b_dec"], w["W_enc"], w["b_enc"] - theta, c)
+        return jnp.where(over > 0, over + theta[indices], 0), indices, over[:, -1] > 0
 
     return {"plain": _call(plain, w, x), "cpu": _call(ours, w, x)}
 

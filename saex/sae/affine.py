@@ -18,7 +18,7 @@ from saex.kernels.sparse_affine import sparse_affine, sparse_affine_aux
 from saex.kernels.sparse_affine.dead import cut as dead_cut
 from saex.kernels.sparse_affine.dead import largest, listed
 from saex.kernels.topk import top_k
-from saex.sae import losses, ops
+from saex.sae import losses, ops, pieces
 from saex.sae.base import ArraySpec, DenseCodes, LossCodes, MixedCodes, SparseCodes
 from saex.typing import Params
 
@@ -109,7 +109,7 @@ def encoder(params: Params) -> tuple[Any, Any, Any]:
 
 def decode(params: Params, codes, matmul_dtype: str = "float32") -> Float[Array, "b d"]:
     """codes W_dec + b_dec, in scaled units, from one device's part of the latents."""
-    return ops.decode_part(codes, params["W_dec"], matmul_dtype) + params["b_dec"][None]
+    return pieces.decode_part(codes, params["W_dec"], matmul_dtype) + params["b_dec"][None]
 
 
 def decode_aux(
@@ -155,7 +155,7 @@ def decode_both(
     """
     if not coefficient:
         if isinstance(codes, DenseCodes):
-            y = ops.decode_part(codes, params["W_dec"], matmul_dtype)
+            y = pieces.decode_part(codes, params["W_dec"], matmul_dtype)
         else:
             codes, y = decode_chosen(params, x, codes, matmul_dtype)
         return codes, y, None, jnp.zeros(())
@@ -163,7 +163,7 @@ def decode_both(
     if not isinstance(codes, DenseCodes):
         return decode_chosen_aux(params, x, codes, *aux)
     _, _, y_dead, served = decode_chosen_aux(params, x, _nothing(x), *aux)
-    return codes, ops.decode_part(codes, params["W_dec"], matmul_dtype), y_dead, served
+    return codes, pieces.decode_part(codes, params["W_dec"], matmul_dtype), y_dead, served
 
 
 def aux_alone(
@@ -212,7 +212,7 @@ def decode_chosen(
     weights = (x, *(params[name] for name in ("b_dec", "W_enc", "b_enc", "W_dec")))
     narrow = jax.lax.stop_gradient(codes.pieces[0])
     out: tuple = sparse_affine(*ops.own(weights), narrow.values, narrow.indices)
-    y = out[1] + ops.decode_wide(codes, params["W_dec"], matmul_dtype)
+    y = out[1] + pieces.decode_wide(codes, params["W_dec"], matmul_dtype)
     return _with_narrow(codes, narrow.replace(values=out[0])), ops.latents_sum(y)
 
 
@@ -246,7 +246,7 @@ def decode_chosen_aux(
     args = ops.own((*weights, narrow.values, narrow.indices, listed(dead), cut))
     out: tuple = sparse_affine_aux(*args, matmul_dtype)
     values, y, y_dead, active = out
-    y = y + ops.decode_wide(codes, params["W_dec"], matmul_dtype)
+    y = y + pieces.decode_wide(codes, params["W_dec"], matmul_dtype)
     served = ops.latents_sum(jnp.sum(ops.rows_sum(active) > 0, dtype=jnp.float32))
     codes = _with_narrow(codes, narrow.replace(values=values))
     return codes, ops.latents_sum(y), ops.latents_sum(y_dead), served
@@ -305,7 +305,7 @@ def tally(
     stats: Params, codes: LossCodes, rows: int, dead_after: int
 ) -> tuple[Params, Bool[Array, " n"]]:
     """(stats with "since_fired" counted on by a batch of ``rows``, which latents are dead now)."""
-    fired = ops.fired(codes, stats["since_fired"].shape[0])
+    fired = pieces.fired(codes, stats["since_fired"].shape[0])
     since = since_fired(stats["since_fired"], fired, rows)
     return {**stats, "since_fired": since}, since > dead_after
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.sae import affine, exact, losses, ops, selection
+from saex.sae import affine, exact, losses, ops, pieces, selection
 from saex.sae.activations import jump, step_up
 from saex.sae.base import ArraySpec, DenseCodes, Out, mapped
 from saex.typing import Batch, Params
@@ -123,7 +123,7 @@ class JumpReLU:
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
             y = affine.decode(params, codes, self.matmul_dtype)
             squares = losses.mse(x - y) * self.d_in
-            active = ops.rows_mean(ops.latents_sum(ops.row_sums(count, lambda c: c.values)))
+            active = ops.rows_mean(ops.latents_sum(pieces.row_sums(count, lambda c: c.values)))
             if self.l0_target is not None:
                 active = jnp.square(active / self.l0_target - 1)
             metrics = {"mse": squares, "sparsity": active, **losses.figures(x, x - y, codes, dead)}
@@ -145,4 +145,4 @@ class JumpReLU:
 
 def _thresholds(theta: Any, p: Any) -> Any:
     """A threshold for each pre-activation."""
-    return mapped(lambda c: jnp.broadcast_to(ops.of_latents(theta, c), c.values.shape), p)
+    return mapped(lambda c: jnp.broadcast_to(pieces.of_latents(theta, c), c.values.shape), p)

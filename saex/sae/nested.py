@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from saex.sae import affine, ops
+from saex.sae import affine, ops, pieces
 from saex.sae.base import DenseCodes, LossCodes, MixedCodes, SparseCodes
 
 
@@ -55,7 +55,7 @@ def decode(
     parts = decode_chosen(params, x, narrow, level, levels.count, levels.slots)
     if isinstance(codes, MixedCodes):
         few = _decode_dense(codes.wide.values, params["W_dec"], levels, matmul_dtype)
-        parts = parts + ops.latents_sum(ops.spread(few, codes))
+        parts = parts + ops.latents_sum(pieces.spread(few, codes))
     return parts
 
 
@@ -113,8 +113,8 @@ def _decode_dense(values: Any, W_dec: Any, levels: Levels, matmul_dtype: str) ->
     def only(at):
         if ends:
             mine = slice(ends[at - 1] if at else 0, ends[at])
-            return ops.decode_dense(DenseCodes(values[:, mine]), W_dec[mine], matmul_dtype)
+            return pieces.decode_dense(DenseCodes(values[:, mine]), W_dec[mine], matmul_dtype)
         part = jnp.where(level == at, values, 0)
-        return ops.decode_dense(DenseCodes(part), W_dec, matmul_dtype)
+        return pieces.decode_dense(DenseCodes(part), W_dec, matmul_dtype)
 
     return jnp.cumsum(jnp.stack([only(at) for at in range(levels.count)], axis=1), axis=1)

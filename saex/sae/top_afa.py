@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from saex.kernels.encode_topk import pre_activations
-from saex.sae import affine, exact, losses, ops, selection
+from saex.sae import affine, exact, losses, ops, pieces, selection
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.typing import Batch, Params
 
@@ -116,7 +116,7 @@ class TopAFA:
             metrics = {"mse": squares, "afa": gap, "aux_k": aux_k, "aux_served": served}
             metrics |= losses.figures(x, x - y, codes, dead)
             # decoder rows are unit vectors while training
-            power = ops.row_sums(codes, lambda c: jnp.square(c.values))
+            power = pieces.row_sums(codes, lambda c: jnp.square(c.values))
             metrics["eps_lbo"] = losses.eps_lbo(x, power, params["b_dec"], self.n)
             total = squares + hyper["afa"] * self.d_in * gap
             return total + hyper["aux_coefficient"] * aux_k, (metrics, after, y)
@@ -170,6 +170,6 @@ class TopAFA:
 
 def _norm_gap(x: Any, codes: Any) -> Any:
     """Mean over rows of (||f|| - ||x||)^2; no gradient where f = 0."""
-    square = ops.latents_sum(ops.row_sums(codes, lambda c: jnp.square(c.values)))
+    square = ops.latents_sum(pieces.row_sums(codes, lambda c: jnp.square(c.values)))
     norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     return ops.rows_mean(jnp.square(norm - jnp.linalg.norm(x, axis=1)))
