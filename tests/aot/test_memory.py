@@ -26,11 +26,11 @@ CASES = {  # a TPU, a dictionary, rows, a mesh
     "rows split": ("v5p", TopK(2304, 65536, 32), 8192, MeshConfig(2, 1)),
     "both split": ("v5p", TopK(1024, 65536, 32), 8192, MeshConfig(2, 2)),
     "fsdp": ("v5p", TopK(1024, 65536, 32), 8192, MeshConfig(4, 1, strategy="fsdp")),
-    "dense codes": ("v5e", ReLU(1024, 32768), 8192, MeshConfig(1, 1)),
-    "dense codes in VMEM": ("v5e", ReLU(512, 8192), 2048, MeshConfig(1, 1)),
-    "dense codes, latents split": ("v6e", ReLU(768, 24576), 4096, MeshConfig(1, 2)),
-    "dense codes, rows split": ("v5p", ReLU(768, 24576), 4096, MeshConfig(2, 1)),
-    "dense codes, both split": ("v6e", ReLU(768, 24576), 4096, MeshConfig(2, 2)),
+    "dense codes": ("v5e", ReLU(1024, 32768, capacity=0), 8192, MeshConfig(1, 1)),
+    "dense codes in VMEM": ("v5e", ReLU(512, 8192, capacity=0), 2048, MeshConfig(1, 1)),
+    "dense codes, latents split": ("v6e", ReLU(768, 24576, capacity=0), 4096, MeshConfig(1, 2)),
+    "dense codes, rows split": ("v5p", ReLU(768, 24576, capacity=0), 4096, MeshConfig(2, 1)),
+    "dense codes, both split": ("v6e", ReLU(768, 24576, capacity=0), 4096, MeshConfig(2, 2)),
 }
 QUICK = ("gradients", "dense codes", "dense codes, both split")  # TopK takes minutes to compile
 EACH = [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CASES]
