@@ -148,12 +148,11 @@ class BatchCrosscoder:
 
         size = selection.candidates(self.capacity, 8 * self.k, n)
         how = total, size, objective, self.matmul_dtype, encoder
-        loss, aux, (marks, told) = selection.of_batch(params, stats, x, *how)
-        metrics, after, y, lowest = aux
+        loss, metrics, after, y, lowest = selection.of_batch(params, stats, x, *how)
         cut = selection.follow(stats["cut"], lowest, self.threshold_rate)
         N = self._normed(jax.lax.stop_gradient(params))[1]
-        metrics |= {**told, "threshold": cut}
-        return loss, Out(metrics, {**after, **marks, "cut": cut}, y, {"threshold": cut / N})
+        metrics |= {"threshold": cut}
+        return loss, Out(metrics, {**after, "cut": cut}, y, {"threshold": cut / N})
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

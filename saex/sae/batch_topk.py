@@ -117,11 +117,10 @@ class BatchTopK:
         n = stats["since_fired"].shape[0]
         size = selection.candidates(self.capacity, 8 * self.k, n)
         how = total, size, objective, self.matmul_dtype
-        loss, aux, (marks, told) = selection.of_batch(params, stats, x, *how)
-        metrics, after, y, lowest = aux
+        loss, metrics, after, y, lowest = selection.of_batch(params, stats, x, *how)
         threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)
-        metrics |= {**told, "threshold": threshold}
-        return loss, Out(metrics, {**after, **marks}, y, {"threshold": threshold})
+        metrics |= {"threshold": threshold}
+        return loss, Out(metrics, after, y, {"threshold": threshold})
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

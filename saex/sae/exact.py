@@ -141,21 +141,22 @@ def _backward(grads, cotangent):
 _with_gradient.defvjp(_forward, _backward)
 
 
-def counted(stats: Params, way: Any, wide: Any = None) -> tuple[Params, Params]:
-    """(``STATS`` with this step counted, what the metrics say of it).
+def counted(aux: tuple, way: Any, wide: Any = None) -> tuple:
+    """What an objective hands out, with the step counted in its stats and told in its metrics.
 
     Metrics: "fallback", 1 if the step was done densely though there were to be candidates;
     "fallbacks", such steps so far; "wide_rows", the share of rows that were done densely.
 
     Args:
-      stats: with ``STATS``. way: that the step went.
+      aux: (metrics, stats with ``STATS``, and whatever else). way: that the step went.
       wide: [b], which rows were wide on this device; None: no candidates were wanted.
     """
+    metrics, stats, *rest = aux
     fell = jnp.asarray(way == DENSE, jnp.int32)
-    in_a_row = (stats["fell_back"] + fell) * fell
-    marks = {"fallbacks": stats["fallbacks"] + fell, "fell_back": in_a_row}
-    told = {"fallback": fell, "fallbacks": marks["fallbacks"]}
+    so_far, in_a_row = stats["fallbacks"] + fell, (stats["fell_back"] + fell) * fell
+    told = {"fallback": fell.astype(jnp.float32), "fallbacks": so_far.astype(jnp.float32)}
     if wide is not None:
         share = ops.rows_mean(ops.latents_max(wide.astype(jnp.float32)))
         told["wide_rows"] = jnp.where(way == DENSE, 1.0, share)
-    return marks, {name: value.astype(jnp.float32) for name, value in told.items()}
+    marks = {"fallbacks": so_far, "fell_back": in_a_row}
+    return {**metrics, **told}, {**stats, **marks}, *rest

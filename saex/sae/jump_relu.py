@@ -129,14 +129,10 @@ class JumpReLU:
             metrics = {"mse": squares, "sparsity": active, **losses.figures(x, x - y, codes, dead)}
             return squares + hyper["l0"] * ramp * active, (metrics, after, y)
 
-        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 32)
         theta = jnp.exp(params["log_threshold"])
-        how = theta, size, objective, self.matmul_dtype
-        loss, aux, (marks, told) = selection.of_rows(
-            params, stats, x, *how, margin=self.bandwidth / 2
-        )
-        metrics, after, y = aux
-        return loss, Out({**metrics, **told}, {**after, **marks}, y)
+        how = theta, self.capacity, objective, self.matmul_dtype
+        loss, *found = selection.of_rows(params, stats, x, *how, margin=self.bandwidth / 2)
+        return loss, Out(*found)
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

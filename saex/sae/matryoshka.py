@@ -154,11 +154,11 @@ class Matryoshka:
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, x - each[-1], lowest)
 
         how = total, size, objective, self.matmul_dtype
-        loss, aux, (marks, told) = selection.of_batch(params, stats, x, *how, crowded=crowded)
-        metrics, after, y, lowest = aux
+        out = selection.of_batch(params, stats, x, *how, crowded=crowded)
+        loss, metrics, after, y, lowest = out
         threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)
-        metrics |= {**told, "threshold": threshold}
-        return loss, Out(metrics, {**after, **marks}, y, {"threshold": threshold})
+        metrics |= {"threshold": threshold}
+        return loss, Out(metrics, after, y, {"threshold": threshold})
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

@@ -119,13 +119,11 @@ class MutualChoice:
         n = stats["since_fired"].shape[0]
         size = selection.candidates(self.capacity, 8 * self.k, n)
         how = hyper["k"] * rows, size, objective, self.matmul_dtype
-        loss, aux, (marks, told) = selection.of_batch(params, stats, x, *how)
-        metrics, stats, y, lowest = aux
-        due = (step % self.law_every == 0) & zipf.settled(stats, self.density_rows)
+        loss, metrics, after, y, lowest = selection.of_batch(params, stats, x, *how)
+        due = (step % self.law_every == 0) & zipf.settled(after, self.density_rows)
         threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)
-        metrics |= {**told, "threshold": threshold}
-        stats = {**zipf.refresh(stats, due), **marks}
-        return loss, Out(metrics, stats, y, {"threshold": threshold})
+        metrics |= {"threshold": threshold}
+        return loss, Out(metrics, zipf.refresh(after, due), y, {"threshold": threshold})
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

@@ -120,11 +120,9 @@ class ReLU:
             total = squares + hyper["l1"] * losses.ramp(step, self.l1_warmup_steps) * l1
             return total, (metrics, after, y)
 
-        size = selection.candidates(self.capacity, 256, stats["since_fired"].shape[0], 32)
-        how = 0.0, size, objective, self.matmul_dtype, self._encoder
-        loss, aux, (marks, told) = selection.of_rows(params, stats, x, *how)
-        metrics, after, y = aux
-        return loss, Out({**metrics, **told}, {**after, **marks}, y)
+        how = 0.0, self.capacity, objective, self.matmul_dtype, self._encoder
+        loss, *found = selection.of_rows(params, stats, x, *how)
+        return loss, Out(*found)
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

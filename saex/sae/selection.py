@@ -176,21 +176,23 @@ def of_batch(
     matmul_dtype: str = "float32",
     encoder: Callable = affine.encoder,
     crowded: Callable | None = None,
-) -> tuple[Any, Any, tuple[Params, Params]]:
+) -> tuple:
     """``objective(params, codes, cut)`` of the codes that are among a batch's ``total`` largest.
 
     Args:
       params: of the method. stats: with ``exact.STATS``. x: rows in scaled units, a constant.
       total: as ``batch_cut``.
       capacity: candidates a row, which is exact in any case (``exact``); 0: all densely.
-      objective: gives (scalar, auxiliary tree), the same types for all kinds of codes.
+      objective: gives (scalar, (metrics, stats, and whatever else)), the same types for all kinds
+        of codes.
       matmul_dtype: dtype of the matmul's inputs.
       encoder: params -> (b_pre [d], W_enc [n, d], b_enc [n]).
       crowded: sparse codes -> [b], rows for which the objective has no room in that form; None:
         there are none.
 
     Returns:
-      (scalar, auxiliary tree, what ``exact.counted`` tells); gradients as ``exact.exactly``.
+      (scalar, metrics, stats, whatever else), as ``exact.counted``; gradients as
+      ``exact.exactly``.
     """
 
     def scores(params, x):
@@ -203,7 +205,8 @@ def of_batch(
         return objective(params, DenseCodes(jnp.where(p >= cut, p, 0)), cut)
 
     if not capacity:
-        return *dense(params), exact.counted(stats, exact.SPARSE)
+        loss, aux = dense(params)
+        return loss, *exact.counted(aux, exact.SPARSE)
     n = stats["since_fired"].shape[0]
     weights = (x, *encoder(jax.lax.stop_gradient(params)))
     found, indices, tried = exact.candidates(stats, weights, min(capacity, n), matmul_dtype)
@@ -227,7 +230,7 @@ def of_batch(
 
     way = exact.way(wide, tried)
     loss, aux = exact.exactly(way, sparse, mixed, dense, params)
-    return loss, aux, exact.counted(stats, way, wide)
+    return loss, *exact.counted(aux, way, wide)
 
 
 def first_cut(params: Params, x: Float[Array, "b d"], k: int) -> Float[Array, ""]:
@@ -249,6 +252,7 @@ def smallest(codes: LossCodes) -> Float[Array, ""]:
     return -ops.latents_max(ops.rows_max(-lowest))
 
 
+USUAL, PAY_FROM = 256, 32  # candidates where L0 is not known, and latents to each of them
 NEVER = -1e30  # a pre-activation that opens no latent; finite, for gradients of 0 times it
 
 
@@ -257,20 +261,21 @@ def of_rows(
     stats: Params,
     x: Float[Array, "b d"],
     threshold: Float[Array, " n"] | float,
-    capacity: int,
+    capacity: int | None,
     objective: Callable,
     matmul_dtype: str = "float32",
     encoder: Callable = affine.encoder,
     margin: float = 0.0,
-) -> tuple[Any, Any, tuple[Params, Params]]:
+) -> tuple:
     """``objective(params, p)`` of the pre-activations that are above their latents' thresholds.
 
     Args:
-      params to x, capacity, matmul_dtype, encoder: as ``of_batch``.
+      params to x, matmul_dtype, encoder: as ``of_batch``.
       threshold: a constant; one a latent or one for all.
-      objective: gives (scalar, auxiliary tree), the same types for all kinds of codes. Its p are
-        codes of pre-activations, with the encoder's gradient: all above the threshold are there,
-        and others with them; what has no slot stands for no latent.
+      capacity: candidates a row; 0: all densely; None: ``USUAL``, where they pay.
+      objective: as ``of_batch``; its p are codes of pre-activations, with the encoder's gradient:
+        all above the threshold are there, and others with them; what has no slot stands for no
+        latent.
       margin: p has to hold latents that are up to this much below, too (half the bandwidth of a
         straight-through estimator).
 
@@ -285,12 +290,13 @@ def of_rows(
     def dense(params):
         return objective(params, DenseCodes(scores(params, x)))
 
-    if not capacity:
-        return *dense(params), exact.counted(stats, exact.SPARSE)
     n = stats["since_fired"].shape[0]
+    size = candidates(capacity, USUAL, n, PAY_FROM)
+    if not size:
+        loss, aux = dense(params)
+        return loss, *exact.counted(aux, exact.SPARSE)
     b_pre, W_enc, b_enc = encoder(jax.lax.stop_gradient(params))
     least = ops.own(jnp.broadcast_to(jax.lax.stop_gradient(threshold), b_enc.shape))
-    size = min(capacity, n)
     weights = (x, b_pre, W_enc, b_enc - least)
     over, indices, tried = exact.candidates(stats, weights, size, matmul_dtype)
     last = over[:, -1]
@@ -313,4 +319,4 @@ def of_rows(
 
     way = exact.way(wide, tried)
     loss, aux = exact.exactly(way, sparse, mixed, dense, params)
-    return loss, aux, exact.counted(stats, way, wide)
+    return loss, *exact.counted(aux, way, wide)

@@ -123,7 +123,7 @@ class TopAFA:
 
         if not self.capacity:
             loss, aux = dense(params)
-            marks, told = exact.counted(stats, exact.SPARSE)
+            aux = exact.counted(aux, exact.SPARSE)
         else:
             n = stats["since_fired"].shape[0]
             held = jax.lax.stop_gradient(params)
@@ -150,9 +150,8 @@ class TopAFA:
 
             way = exact.way(wide, tried)
             loss, aux = exact.exactly(way, sparse, mixed, dense, params)
-            marks, told = exact.counted(stats, way, wide)
-        metrics, after, y = aux
-        return loss, Out({**metrics, **told}, {**after, **marks}, y)
+            aux = exact.counted(aux, way, wide)
+        return loss, Out(*aux)
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""

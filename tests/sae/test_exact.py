@@ -125,7 +125,7 @@ def test_candidates_are_not_looked_for_in_most_steps_after_dense_ones():
             np.testing.assert_array_equal(indices, np.tile([N - 1, N - 2, N - 3], (4, 1)))
         way = exact.way(jnp.zeros(4, bool), tried)
         assert int(way) == (exact.SPARSE if wanted else exact.DENSE)
-        marks, told = exact.counted(stats, way, jnp.zeros(4, bool))
+        told, marks = exact.counted(({}, stats), way, jnp.zeros(4, bool))
         assert int(marks["fallbacks"]) == 90 + (not wanted)
         assert int(marks["fell_back"]) == (0 if wanted else in_a_row + 1)
         assert float(told["wide_rows"]) == float(told["fallback"]) == (not wanted)
