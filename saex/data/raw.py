@@ -23,6 +23,8 @@ _THREADS = 4
 _JOB_BYTES, _JOB_CHUNKS = 2**23, 500
 # Lots that the jobs of a call are dealt out in, for each thread.
 _LOTS = 8
+# Linux gives what is in memory at once, or says that it is not; elsewhere nothing is asked so.
+_NO_WAIT = getattr(os, "RWF_NOWAIT", 0)
 _CRC = 4
 
 
@@ -48,11 +50,17 @@ class Shard:
     row_bytes: int
     stamp: tuple[int, int, int]
 
-    def read(self, start: int, stop: int, out: np.ndarray) -> None:
+    def read(self, start: int, stop: int, out: np.ndarray, flags: int = 0) -> None:
         """Reads rows [start, stop) into `out` [stop - start, *shape], contiguous.
 
+        Args:
+          start, stop: rows.
+          out: where they go.
+          flags: of preadv.
+
         Raises:
-          OSError: the file is gone or cannot be read.
+          OSError: the file is gone or cannot be read; BlockingIOError: `flags` has RWF_NOWAIT, and
+            not all of it is in memory.
           ValueError: it was changed since the store was opened, or cut short.
         """
         target = out.reshape(-1).view(np.uint8).data
@@ -61,7 +69,7 @@ class Shard:
             if stamp(os.fstat(fd)) != self.stamp:
                 raise Changed("was changed after the store was opened")
             for offset, views in self._runs(start, stop, target):
-                _fill(fd, views, offset)
+                _fill(fd, views, offset, flags)
         finally:
             os.close(fd)
 
@@ -117,13 +125,33 @@ def cut(job: Job) -> list[Job]:
 
 
 def run(jobs: Sequence[Job]) -> list[Exception | None]:
-    """Reads all jobs, side by side; for each None or the OSError or ValueError that it met."""
+    """Reads all jobs; for each None or the OSError or ValueError that it met.
+
+    What is in memory already is read here and now, and what is not from then on side by side:
+    threads that only copy stand in each other's way, and in that of who picks the rows.
+    """
+    done = 0
+    while _NO_WAIT and done < len(jobs) and _read_from_memory(jobs[done]):
+        done += 1
+    return [None] * done + _run_side_by_side(jobs[done:])
+
+
+def _run_side_by_side(jobs: Sequence[Job]) -> list[Exception | None]:
     if len(jobs) < 2:
         return [_attempt(job) for job in jobs]
     # Lots of jobs that follow each other: to hand over a small one takes longer than to do it.
     step = -(-len(jobs) // (_LOTS * _THREADS))
     lots = [jobs[at : at + step] for at in range(0, len(jobs), step)]
     return list(itertools.chain.from_iterable(_pool().map(_attempt_all, lots)))
+
+
+def _read_from_memory(job: Job) -> bool:
+    """Reads the job if all of it is in memory. Every other end is left to the next attempt."""
+    try:
+        job.shard.read(job.start, job.stop, job.out, _NO_WAIT)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _attempt_all(jobs: Sequence[Job]) -> list[Exception | None]:
@@ -138,10 +166,10 @@ def _attempt(job: Job) -> Exception | None:
     return None
 
 
-def _fill(fd: int, views: list[Any], offset: int) -> None:
+def _fill(fd: int, views: list[Any], offset: int, flags: int) -> None:
     """Fills the buffers from the file; a read may stop early and is then gone on with."""
     while views:
-        got = os.preadv(fd, views, offset)
+        got = os.preadv(fd, views, offset, flags)
         if got == 0:
             raise Changed("ends early (cut short)")
         offset += got

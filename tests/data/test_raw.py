@@ -1,6 +1,7 @@
 """Raw reads: the same bytes as through tensorstore, whatever the ranges; changed files refused."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -57,11 +58,34 @@ def test_chunks_may_lie_in_any_order(store, tmp_path):
 def test_reads_that_stop_early_go_on(store, monkeypatch):
     expected, preadv = store.read("x"), os.preadv
 
-    def short(fd, views, offset):
-        return preadv(fd, [views[0][: max(1, len(views[0]) // 3)]], offset)
+    def short(fd, views, offset, flags):
+        return preadv(fd, [views[0][: max(1, len(views[0]) // 3)]], offset, flags)
 
     monkeypatch.setattr(raw.os, "preadv", short)
     assert (store.read("x") == expected).all()
+
+
+@pytest.mark.parametrize("there", [0, 1, 5, 100])
+def test_what_is_not_in_memory_is_read_by_other_threads(store, monkeypatch, there):
+    """The first `there` reads find their bytes in memory, the next ones do not."""
+    monkeypatch.setattr(raw, "_JOB_BYTES", 2000)
+    monkeypatch.setattr(raw, "_NO_WAIT", 8)
+    expected, preadv, asked, waited = store.read("x"), os.preadv, [], []
+
+    def cold(fd, views, offset, flags):
+        if flags:
+            asked.append(offset)
+            if len(asked) > there:
+                raise BlockingIOError
+        else:
+            waited.append(threading.current_thread().name)
+        return preadv(fd, views, offset)
+
+    monkeypatch.setattr(raw.os, "preadv", cold)
+    assert (store.read("x", 101, 450) == expected[101:450]).all()
+    assert len(asked) <= there + 1
+    assert bool(waited) == (there < 100)
+    assert all(name.startswith("saex-read") for name in waited)
 
 
 def test_a_file_that_ends_while_it_is_read_is_named(store, monkeypatch):
