@@ -147,6 +147,14 @@ def test_every_op_has_a_floor(script):
     assert max(floors, key=floors.__getitem__) in ("train step", "threshold selection")
 
 
+def test_encoders_side_by_side_multiply_the_same(script):
+    stacks = script("stack_cpu")
+    apart, beside = (
+        call() for call in stacks.products(script("measure").zipf_rows(64, 8), 32).values()
+    )
+    np.testing.assert_allclose(np.concatenate(apart, axis=1), beside, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow  # three programs to compile
 def test_layouts_of_a_stack_do_the_same(script, monkeypatch):
     stacks = script("stack_cpu")

@@ -6,6 +6,8 @@ The shared part is a batch from the stream; a member's own part is its step. Mil
 of interleaved rounds: one member, eight in one program, the batch, and both ends to ends; beside
 them the cost model's floor of eight on this machine, and eight in the other layouts that one
 program can have: states stacked, in a step that is vmapped over them, or in a loop of single steps.
+Encoders side by side in one matrix would only change the encoders' product, so that is measured by
+itself: eight products in one program, and one with the concatenated matrix.
 """
 
 import argparse
@@ -38,6 +40,7 @@ OTHERS = {  # layouts beside the one that saex has, and what makes of one member
         )
     ),
 }
+PRODUCTS = ("eight encoder products", "one, concatenated")
 
 
 def main() -> None:
@@ -77,6 +80,7 @@ def measure(store: Store, site: str, n: int, rounds: int) -> dict[str, float]:
             "batch and eight": lambda: eight(fetch()),
         }
         calls |= {name: lambda step=step: step(batch) for name, step in others.items()}
+        calls |= products(batch["x"], n)
         times = dict.fromkeys(calls, float("inf"))
         for i in range(rounds + 1):
             for name, call in calls.items():
@@ -89,6 +93,20 @@ def measure(store: Store, site: str, n: int, rounds: int) -> dict[str, float]:
     sae = TopK(d_in=batch["x"].shape[1], n=n, k=32)
     rows = batch["x"].shape[0]
     return {**found, "floor of eight": round(step_floor(sae, rows, members=MEMBERS), 2)}
+
+
+def products(x: jax.Array, n: int) -> dict[str, Callable]:
+    """What the encoders multiply, [b, MEMBERS, n] together, apart and side by side; the weights lie
+    as each layout would keep them from step to step.
+    """
+    rows = jnp.asarray(x, jnp.float32)
+    apart = list(jax.random.normal(jax.random.key(0), (MEMBERS, rows.shape[1], n)))
+    beside = jnp.concatenate(apart, axis=1)
+    eight, one = jax.jit(lambda x, weights: [x @ w for w in weights]), jax.jit(jnp.matmul)
+    return {
+        PRODUCTS[0]: lambda: eight(rows, apart),
+        PRODUCTS[1]: lambda: one(rows, beside),
+    }
 
 
 def members(mesh: Any, stream: Any, n: int, count: int) -> tuple[Any, Any, list[tuple]]:
@@ -132,6 +150,7 @@ def stepping(step: Callable, state: Any, keys: Any, hypers: Any) -> Callable:
 
 def table(record: dict[str, Any]) -> str:
     """Markdown: one row per width."""
+    beside = [*OTHERS, *PRODUCTS]
     lines = [
         "# Eight dictionaries in one step",
         "",
@@ -142,9 +161,9 @@ def table(record: dict[str, Any]) -> str:
         "",
         "| n | batch | one | eight | eight / (8 one) | (batch + eight) / (batch + 8 one) | "
         "8 (batch and one) / (batch and eight) | floor of eight | eight / floor | "
-        + " | ".join(OTHERS)
+        + " | ".join(beside)
         + " |",
-        "|" + "---|" * (9 + len(OTHERS)),
+        "|" + "---|" * (9 + len(beside)),
     ]
     for n, t in record["milliseconds"].items():
         parts = t["batch"] + MEMBERS * t["one"]
@@ -153,7 +172,7 @@ def table(record: dict[str, Any]) -> str:
             f"{t['eight'] / MEMBERS / t['one']:.3f} | {t['batch and eight'] / parts:.3f} | "
             f"{MEMBERS * t['batch and one'] / t['batch and eight']:.2f} | "
             f"{t['floor of eight']} | {t['eight'] / t['floor of eight']:.2f} | "
-            + " | ".join(str(t[name]) for name in OTHERS)
+            + " | ".join(str(t[name]) for name in beside)
             + " |"
         )
     return "\n".join([*lines, ""])

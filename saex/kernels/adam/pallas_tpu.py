@@ -33,6 +33,11 @@ def vmem_bytes(rows: int, d: int) -> int:
     return (7 * 2 + 4) * 4 * rows * (-(-d // LANES) * LANES)
 
 
+def hbm_bytes(n: int, d: int) -> int:
+    """Bytes from and to HBM: the matrix and two moments read and written, the gradient read."""
+    return 28 * n * d
+
+
 def adam(rows, g, mu, nu, scalars, betas, eps, unit):
     """See ``kernels.adam.adam``. Sums run over the blocks in their order."""
     n, d = rows.shape
@@ -50,6 +55,9 @@ def adam(rows, g, mu, nu, scalars, betas, eps, unit):
         input_output_aliases={} if n % size else {1: 0, 3: 1, 4: 2},  # in place
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary",), vmem_limit_bytes=vmem_bytes(size, d) + SPARE
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=20 * n * d, bytes_accessed=hbm_bytes(n, d), transcendentals=n * d
         ),
         name="adam",
     )(jnp.stack(scalars), rows, g, mu, nu)

@@ -52,6 +52,15 @@ def vmem_bytes(b: int, d: int, n: int, k: int, itemsize: int) -> int:
     return need + bins.vmem_bytes(b, n, k, columns(d))
 
 
+def hbm_bytes(b: int, d: int, n: int, k: int, itemsize: int) -> int:
+    """Bytes from and to HBM: W_enc and b_enc once for each block of rows, rows and codes once.
+
+    W_enc comes b / 256 times, which hides: the selection takes some 40 vector operations a score.
+    """
+    rows, _ = bins.tile(b, n, k, columns(d))
+    return -(-b // rows) * n * (d * itemsize + 4) + b * d * itemsize + 8 * b * k
+
+
 def _binned(x, W, b_enc, k):
     (b, d), n = x.shape, W.shape[0]
     rows, tile = bins.tile(b, n, k, columns(d))
@@ -61,7 +70,11 @@ def _binned(x, W, b_enc, k):
         pl.BlockSpec((1, tile), lambda i, j: (0, j)),
     ]
     need = vmem_bytes(b, d, n, k, x.dtype.itemsize) - bins.vmem_bytes(b, n, k, columns(d))
-    return bins.select(_scores, [x, W, b_enc[None]], specs, jax.typeof(x), n, k, columns(d), need)
+    return bins.select(
+        *(_scores, [x, W, b_enc[None]], specs, jax.typeof(x), n, k, columns(d), need),
+        moved=hbm_bytes(b, d, n, k, x.dtype.itemsize),
+        flops=2 * b * d * n,
+    )
 
 
 def _scores(x, W, b_enc):

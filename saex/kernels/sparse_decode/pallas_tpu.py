@@ -62,6 +62,13 @@ def vmem_bytes(k: int, d: int) -> int:
     return 4 * (RING * slots * width + 2 * ROWS * (slots + width))
 
 
+def hbm_bytes(b: int, k: int, d: int) -> int:
+    """Bytes from and to HBM of ``decode`` and ``dots`` with all slots in use: a dictionary row for
+    each slot, a row of the batch, and what comes with a slot.
+    """
+    return 4 * (b * k * d + b * d + 2 * b * k)
+
+
 def _by_row(compute, indices, used, operand, rows):
     """``compute`` on every batch row, with the dictionary rows that it names in VMEM.
 
@@ -92,6 +99,11 @@ def _by_row(compute, indices, used, operand, rows):
             pltpu.SemaphoreType.DMA((RING,)),
         ],
         compiler_params=params(vmem_bytes(k, d)),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * padded * k * d,
+            bytes_accessed=hbm_bytes(padded, k, d),
+            transcendentals=0,
+        ),
         name=compute.__name__.strip("_"),
     )(wanted, operand, rows)
 

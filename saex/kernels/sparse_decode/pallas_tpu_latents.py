@@ -13,6 +13,7 @@ factor in its latent's row: the matrix unit does the scatter.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -109,6 +110,17 @@ def vmem_bytes(fetched: int, tiles: int) -> int:
     return 4 * 3 * (CHUNK * fetched + TILE * tiles)
 
 
+def hbm_bytes(slots: int, fetched: int, tiles: int, factors: int) -> int:
+    """Bytes from and to HBM of ``over_tiles``.
+
+    Args:
+      slots: in use, each of which brings a row of the batch, its latent, its row number (twice) and
+        its factors. fetched: width of the rows of the batch.
+      tiles: numbers of all tiles in and out, which come and go once. factors: of a slot.
+    """
+    return 4 * (slots * (fetched + 3 + factors) + tiles)
+
+
 def over_tiles(compute: Any, work: Plan, batch: Any, tiles_in: list, out: list) -> Any:
     """Run ``compute`` on every work item; the sums of each tile of latents.
 
@@ -147,11 +159,18 @@ def over_tiles(compute: Any, work: Plan, batch: Any, tiles_in: list, out: list) 
         ],
     )
     widths = [a.shape[1] for a in tiles_in] + [shape[1] for shape, _ in out]
+    numbers = sum(a.size for a in tiles_in) + sum(math.prod(shape) for shape, _ in out)
+    slots, moved = work.latent.size, (batch.shape[1], numbers, len(work.factors))
     return pl.pallas_call(
         functools.partial(_kernel, compute, len(work.factors), len(tiles_in)),
         grid_spec=grid,
         out_shape=[like(batch, shape) for shape, _ in out],
         compiler_params=params(vmem_bytes(batch.shape[1], sum(widths))),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * TILE * slots * sum(widths),
+            bytes_accessed=hbm_bytes(slots, *moved),
+            transcendentals=0,
+        ),
         name=compute.__name__.strip("_"),
     )(
         *(work.tile, work.chunk, work.total, work.row, work.row, work.latent),

@@ -24,11 +24,17 @@ def top_k(scores: Float[Array, "b n"], k: int) -> tuple[Float[Array, "b k"], Int
     values, indices, exact = bins.select(
         *(tile_of, [scores], [block(b, n, k)], jax.typeof(scores), n, k, bins.COLUMNS),
         need=2 * bins.ROWS * bins.COLUMNS * scores.dtype.itemsize,
+        moved=hbm_bytes(b, n, k, scores.dtype.itemsize),
     )
     chosen = values.astype(scores.dtype), indices
     if bins.always_exact(n, k):
         return chosen
     return jax.lax.cond(exact, lambda: chosen, lambda: by_blocks(top_k_of(k), scores, n))
+
+
+def hbm_bytes(b: int, n: int, k: int, itemsize: int) -> int:
+    """Bytes from and to HBM: the scores once, values and columns."""
+    return itemsize * b * n + 8 * b * k
 
 
 def block(b: int, n: int, k: int) -> pl.BlockSpec:

@@ -62,6 +62,8 @@ def select(
     k: int,
     columns: int,
     need: int,
+    moved: int,
+    flops: int = 0,
 ) -> tuple[Any, Any, Any]:
     """Values [b, k] float32, columns [b, k] int32, and whether all rows are exact (a bool).
 
@@ -70,6 +72,7 @@ def select(
       operands, specs: its arrays and their blocks, over the grid (tiles of rows, of columns).
       like: [b, n] shape and the mesh axes that the rows vary over.
       columns: of a tile, at most. need: bytes of VMEM that the operands' blocks take.
+      moved: bytes from and to HBM. flops: of ``score``, over all tiles.
     """
     b = like.shape[0]
     rows, columns = tile(b, n, k, columns)
@@ -95,6 +98,7 @@ def select(
             dimension_semantics=("parallel", "arbitrary"),
             vmem_limit_bytes=int(1.2 * (need + vmem_bytes(b, n, k, columns))) + SPARE,
         ),
+        cost_estimate=pl.CostEstimate(flops=flops, bytes_accessed=moved, transcendentals=0),
         name="binned_top_k",
     )(*operands)
     exact = jnp.array(True) if always_exact(n, k) else jnp.max(overflow) == 0
