@@ -154,8 +154,10 @@ def test_adam_is_one_kernel_in_place(tpu, shape):
     size = adam_tpu.block_rows(n, d)
     model = adam_tpu.vmem_bytes(size, d)
     assert check(program, model, 0) >= model / 1.2
-    # The compiler counts nothing inside of kernels: this one's blocks are 28 bytes a number.
-    assert program.cost_analysis()["bytes accessed"] < n * d
+    # Inside of a kernel the compiler counts what the kernel says; optax's passes it counts itself.
+    assert program.cost_analysis()["bytes accessed"] == pytest.approx(
+        adam_tpu.hbm_bytes(n, d), rel=0.2
+    )
     assert moved(adam_ref.adam).cost_analysis()["bytes accessed"] >= 2 * 28 * n * d
 
 
