@@ -55,7 +55,7 @@ def vmem_bytes(b: int, d: int, n: int, k: int, itemsize: int) -> int:
 def hbm_bytes(b: int, d: int, n: int, k: int, itemsize: int) -> int:
     """Bytes from and to HBM: W_enc and b_enc once for each block of rows, rows and codes once.
 
-    W_enc comes b / 256 times, which hides: the selection takes some 40 vector operations a score.
+    W_enc comes b / 256 times, under a selection of some 40 vector operations a score.
     """
     rows, _ = bins.tile(b, n, k, columns(d))
     return -(-b // rows) * n * (d * itemsize + 4) + b * d * itemsize + 8 * b * k

@@ -114,7 +114,7 @@ def hbm_bytes(slots: int, fetched: int, tiles: int, factors: int) -> int:
     """Bytes from and to HBM of ``over_tiles``.
 
     Args:
-      slots: in use, each of which brings a row of the batch, its latent, its row number (twice) and
+      slots: b k; each brings a row of the batch, its latent, its row number (twice) and
         its factors. fetched: width of the rows of the batch.
       tiles: numbers of all tiles in and out, which come and go once. factors: of a slot.
     """
@@ -160,15 +160,15 @@ def over_tiles(compute: Any, work: Plan, batch: Any, tiles_in: list, out: list) 
     )
     widths = [a.shape[1] for a in tiles_in] + [shape[1] for shape, _ in out]
     numbers = sum(a.size for a in tiles_in) + sum(math.prod(shape) for shape, _ in out)
-    slots, moved = work.latent.size, (batch.shape[1], numbers, len(work.factors))
+    slots, factors = work.latent.size, len(work.factors)
     return pl.pallas_call(
-        functools.partial(_kernel, compute, len(work.factors), len(tiles_in)),
+        functools.partial(_kernel, compute, factors, len(tiles_in)),
         grid_spec=grid,
         out_shape=[like(batch, shape) for shape, _ in out],
         compiler_params=params(vmem_bytes(batch.shape[1], sum(widths))),
         cost_estimate=pl.CostEstimate(
             flops=2 * TILE * slots * sum(widths),
-            bytes_accessed=hbm_bytes(slots, *moved),
+            bytes_accessed=hbm_bytes(slots, batch.shape[1], numbers, factors),
             transcendentals=0,
         ),
         name=compute.__name__.strip("_"),
