@@ -197,7 +197,7 @@ def test_a_full_bin_is_noticed_and_mended(kind, exact):
     scores = jnp.asarray(scores_of(kind, 5, 700)).astype(jnp.bfloat16)
     spec = topk_tpu.block(5, 700, 4)
     like = jax.typeof(scores)
-    args = topk_tpu.tile_of, [scores], [spec], like, 700, 4, bins.COLUMNS, 0
+    args = topk_tpu.tile_of, [scores], [spec], like, 700, 4, bins.COLUMNS, 0, 0
     found = interpreted(bins.select, *args)
     assert bool(found[2]) == exact
     same(interpreted(topk_tpu.top_k, scores, 4), topk_ref.top_k(scores, 4))
