@@ -100,6 +100,10 @@ class LiveRows(Store):
         """[chunks, 2] int64: row range [start, stop) of every chunk."""
         return np.stack([np.append(0, self._ends[:-1]), self._ends], axis=1)
 
+    def chunk_segments(self) -> np.ndarray:
+        """[chunks] int64: 0, as the contexts of any chunk are drawn from all."""
+        return np.zeros(len(self._ends), np.int64)
+
     def read_ranges(
         self,
         name: str,

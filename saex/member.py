@@ -13,6 +13,7 @@ import jax
 from saex import distributed, metrics
 from saex.checkpoint import Checkpointer
 from saex.config import Config, expand, run_hash, to_json
+from saex.data import order
 from saex.data.store_remote import absolute
 from saex.evaluate import store_folder
 from saex.registry import ConfigError
@@ -74,7 +75,7 @@ class Member:
         """(state, step) of the newest usable step up to ``at_most``; None where there is none.
 
         Raises:
-          ConfigError: the checkpoint is of another store.
+          ConfigError: the checkpoint is of another store, or of another order of its rows.
         """
         if self.failed is not None:
             return None
@@ -90,12 +91,18 @@ class Member:
                 f"the checkpoint of step {meta['step']} was trained on another store than "
                 f"{store.path}: name that store by --config.store, or choose another --workdir"
             )
+        if meta["data"].get("order", 1) != order.VERSION:
+            raise ConfigError(
+                f"the checkpoint of step {meta['step']} was trained on rows in another order, of "
+                "another version of saex, so to go on would repeat some and skip others: go on "
+                "with that version, or choose another --workdir"
+            )
         return state, meta["step"]
 
     def save(self, state: Any, store_digest: str) -> None:
         """Start saving a state whose numbers were seen to be finite."""
         step = int(state.step)
-        data = {"step": step, "store": store_digest}
+        data = {"step": step, "store": store_digest, "order": order.VERSION}
         self.checkpointer.save(state, to_json(self.config), run_hash(self.config), data)
         self.saved = step
 

@@ -207,13 +207,16 @@ def test_a_refused_run_leaves_the_workdir_to_the_corrected_one(folder, unbroken,
     loop.train(with_store(folder, unbroken), tmp_path / "run")
 
 
-def test_another_store_is_not_resumed_on(folder, unbroken, tmp_path):
+def test_another_store_or_order_is_not_resumed_on(folder, unbroken, tmp_path, monkeypatch):
     loop.train(with_store(folder, unbroken), tmp_path / "run")
     other = runs.config(folder, seed=1, harvest__rows=2000)
     loop.train(other, tmp_path / "other")
     changed = runs.config(folder, store=str(tmp_path / "other" / "store"), steps=14)
     with pytest.raises(ConfigError, match="trained on another store"):
         loop.train(changed, tmp_path / "run", extend=True)
+    monkeypatch.setattr("saex.data.order.VERSION", 99)
+    with pytest.raises(ConfigError, match="trained on rows in another order"):
+        loop.train(with_store(folder, unbroken, steps=14), tmp_path / "run", extend=True)
 
 
 def test_a_lost_evaluation_is_made_again(folder, unbroken, tmp_path):

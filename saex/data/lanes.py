@@ -83,10 +83,11 @@ class Lanes:
         self._orders: list[list[Order]] = []
         self._windows: list[list[Windows]] = []
         for i, (one, rows, weight) in enumerate(zip(stores, kept, weights)):
-            epochs = Epochs(rows.counts, seed, _DRAWS, i)
+            segments = one.chunk_segments()
+            epochs = Epochs(rows.counts, seed, _DRAWS, i, lanes=lanes, segments=segments)
             chunks = window or max(_CHUNKS, -(-_WINDOW_ROWS // one.chunk_rows))
             size = max(1, round(chunks * weight / lanes))
-            orders = [Order(epochs, size, lane, lanes) for lane in range(lanes)]
+            orders = [Order(epochs, size, lane) for lane in range(lanes)]
             self._orders.append(orders)
             self._windows.append(
                 [make(one, names, o, rows, self._reader, checksums) for o in orders]

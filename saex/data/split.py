@@ -137,6 +137,11 @@ class Part:
         starts = np.append(0, self._ends[:-1])[: len(self._ends)]
         return np.stack([starts, self._ends], axis=1)[starts < self._ends]
 
+    def chunk_segments(self) -> np.ndarray:
+        """[chunks] int64: the segment of the store that each chunk is of."""
+        starts = np.append(0, self._ends[:-1])[: len(self._ends)]
+        return self._store.chunk_segments()[starts < self._ends]
+
     def read(
         self,
         name: str,

@@ -192,6 +192,10 @@ class Store:
             parts.append(np.stack([begin, np.minimum(begin + size, stop)], axis=1))
         return np.concatenate(parts) if parts else np.zeros((0, 2), np.int64)
 
+    def chunk_segments(self) -> np.ndarray:
+        """[chunks] int64: the segment that each chunk is of."""
+        return np.searchsorted(self._starts, self.chunks()[:, 0], side="right") - 1
+
     def damages(self) -> list[Damage]:
         """Reads every byte and compares it with the manifest; every damage, by file and rows."""
         return check(self, deep=True)

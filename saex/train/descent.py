@@ -29,7 +29,13 @@ class Descended(NamedTuple):
 
 
 def descend(
-    optim: Optim, units: Sequence[str], params: Params, grads: Params, state: Any, rate: Any
+    optim: Optim,
+    units: Sequence[str],
+    params: Params,
+    grads: Params,
+    state: Any,
+    rate: Any,
+    ok: Any = True,
 ) -> Descended:
     """One update of the trainable params by the optax chain of ``optim``.
 
@@ -37,9 +43,12 @@ def descend(
       units: matrices whose rows have norm 1. Their gradient is taken without the part along each
         row, so that the step does not fight what follows: rows are brought back to norm 1.
       params, grads: by name. state: of the chain. rate: the step's learning rate, traced.
+      ok: whether the gradient counts; if not it is 0, whatever is in it, and only what is left of
+        the momentum moves the params.
     """
     grads = {k: tangent(params[k], g) if k in units else g for k, g in grads.items()}
     norm = optax.tree.norm(grads)
+    grads = jax.tree.map(lambda g: jnp.where(ok, g, 0), grads)
     updates, state = optim.transformation().update(grads, state, params)
     params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
     params = {k: unit_rows(p) if k in units else p for k, p in params.items()}
@@ -53,6 +62,7 @@ def descend_fused(
     grads: Params,
     state: Any,
     rate: Any,
+    ok: Any = True,
     impl: str | None = None,
 ) -> Descended:
     """``descend`` to rounding, with one kernel for each matrix (``kernels.adam``).
@@ -66,6 +76,7 @@ def descend_fused(
     if optim.clip is not None:
         made = {k: tangent(params[k], g) if k in units else g for k, g in grads.items()}
         factor = jnp.minimum(1.0, optim.clip / optax.tree.norm(made))
+    factor = jnp.where(ok, factor, 0)
     moments: Any = state[-1]
     count = optax.safe_increment(moments.count)
     scalars = Scalars(rate, 1 - optim.b1**count, 1 - optim.b2**count, factor)

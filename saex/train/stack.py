@@ -5,9 +5,9 @@ state of its own, in two layouts that may be combined: *slots*, states one behin
 program (unrolled: a member costs what it costs alone), and, on a mesh with a sweep axis, *places*,
 parts of the mesh that work at the same time. Member m is on place m % sweep of slot m // sweep.
 
-A member that is not finite any more goes on, and what it computes is not looked at. To keep its
-last good state instead, a step would have to hold old and new numbers until it knows: a pass over
-both behind the optimiser's, half as much traffic again, for numbers that no one reads.
+A member whose loss is not finite has no gradient in that step (``make_step``), so that what is
+finite stays so; it has failed, and the loop saves and evaluates nothing of it from there on. Its
+numbers of before are not kept: that would be a pass over old and new behind the optimiser's.
 """
 
 from collections.abc import Callable, Sequence

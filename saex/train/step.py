@@ -23,7 +23,8 @@ def make_step(
     batch: {column: [b, ...]} raw rows, split over the mesh's rows. key: seeds this run; the step
     number is folded in. hyper: ``sae.hyper()`` and "lr" as float32 scalars, traced. Metrics are
     scalars: the loss and its parts, gradient norm, learning rate, and ``finite``: whether the
-    loss and every parameter after the update are finite.
+    loss and every parameter after the update are finite. Where the loss is not, the batch is left
+    out: it has no gradient, and statistics stay as they were.
     """
     return jax.jit(update(sae, optim, steps), donate_argnums=0)
 
@@ -54,12 +55,15 @@ def update(sae: Any, optim: Optim, steps: int) -> Callable:
         # compiled: those get optax.
         how = descend_fused if fused(optim, sae) and not members else descend
         down = each(functools.partial(how, optim, sae.unit_rows))
-        trainable, opt_state, norm, total = down(trainable, grads, state.opt_state, lr)
+        ok = jnp.isfinite(loss)
+        trainable, opt_state, norm, total = down(trainable, grads, state.opt_state, lr, ok)
+        old = {k: frozen[k] for k in out.frozen}, state.stats
+        made, stats = each(_where)(ok, (out.frozen, out.stats), old)
         state = state.replace(
             step=state.step + 1,
-            params={**trainable, **frozen, **out.frozen},
+            params={**trainable, **frozen, **made},
             opt_state=opt_state,
-            stats=out.stats,
+            stats=stats,
         )
         state = each(lambda s, o, k: sae.after_step(s, o, batch, k))(state, out, key)
         finite = each(_finite)(loss, total, {k: state.params[k] for k in frozen})
@@ -67,6 +71,10 @@ def update(sae: Any, optim: Optim, steps: int) -> Callable:
         return state, metrics
 
     return step_fn
+
+
+def _where(ok: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
 
 
 def _finite(loss: jax.Array, total: jax.Array, frozen: Params) -> jax.Array:

@@ -85,7 +85,7 @@ def harvested(path, rows, context, cfg, first=0):
 ROWS = 16_777_216
 
 
-@pytest.mark.parametrize("context", [128, 1024])
+@pytest.mark.parametrize("context", [128, 2048])
 def test_default_sizes_of_segments_chunks_and_windows_mix_a_large_store(tmp_path, context, caplog):
     """Sixteen million rows at the defaults of harvest and stream."""
     with caplog.at_level(logging.WARNING, logger="saex"):
@@ -93,7 +93,7 @@ def test_default_sizes_of_segments_chunks_and_windows_mix_a_large_store(tmp_path
         batches = Stream(exclude_positions=()).open(store, ["document", "position"], 0)
         info, steps = batches.info, [batches.gather(s * 4096, s * 4096 + 4096) for s in range(4)]
         batches.close()
-    assert info["documents_per_batch"] >= 0.95 * info["documents_per_random_batch"]
+    assert info["documents_per_batch"] >= 0.98 * info["documents_per_random_batch"]
     assert not caplog.records
     distinct = [len(np.unique(step["document"])) for step in steps]
     assert info["documents_per_batch"] == pytest.approx(np.mean(distinct))

@@ -9,7 +9,7 @@ from saex.data.order import Epochs, Order, permutation
 
 
 def order_of(kept, seed=0, window=3, lane=0, lanes=1):
-    return Order(Epochs(kept, seed), window, lane, lanes)
+    return Order(Epochs(kept, seed, lanes=lanes), window, lane)
 
 
 def epoch_rows(order, kept, start, stop):
@@ -82,6 +82,27 @@ def test_a_lane_reads_its_share_of_the_chunks():
         assert len(chunks) == 10
 
 
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_windows_have_like_numbers_of_chunks_of_each_segment(lanes):
+    """Windows of an eighth of an epoch, of segments of 8, 16, 24... chunks."""
+    segments = np.repeat(np.arange(10), 8 * np.arange(1, 11))
+    kept = np.full(len(segments), 5)
+    epochs = Epochs(kept, 0, lanes=lanes, segments=segments)
+    window = len(segments) // 8 // lanes
+    orders = [Order(epochs, window, lane) for lane in range(lanes)]
+    for epoch in range(2):
+        for at in range(8):
+            chunks = np.concatenate([order.chunks(epoch, at)[0] for order in orders])
+            counts = np.bincount(segments[chunks], minlength=10)
+            assert np.abs(counts - np.arange(1, 11)).max() <= 2
+    drawn = np.bincount(segments[np.random.default_rng(0).permutation(len(segments))[:window]])
+    assert lanes > 1 or np.abs(drawn - np.arange(1, 11)).max() > 2, "the control"
+    same = [
+        Epochs(kept, 0, segments=s).chunks(e)[0].tolist() for s in (None, segments) for e in (0, 1)
+    ]
+    assert len({tuple(one) for one in same}) == 4
+
+
 def test_seeds_epochs_and_windows_have_orders_of_their_own():
     orders = {
         permutation(50, *key).tobytes() for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
@@ -91,10 +112,10 @@ def test_seeds_epochs_and_windows_have_orders_of_their_own():
 
 
 def test_the_order_is_the_same_on_every_machine_and_numpy():
-    """If this fails, resumed runs see other data: it must not, whatever the versions are."""
+    """If this fails, resumed runs see other data: with another `VERSION` they are refused."""
     assert permutation(8, 0, 1, 2).tolist() == [1, 7, 0, 3, 5, 4, 6, 2]
     kept = np.array([5, 0, 7, 7, 3, 7, 7, 7, 2])
     rows = np.array(epoch_rows(order_of(kept, 1, 2, 1, 3), kept, 0, int(kept.sum())))
-    assert hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16] == "bfdc9d587f204df3"
+    assert hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16] == "4294865269e5d4fb"
     text = permutation(100_000, 5, 0, 0).astype("<i8").tobytes()
     assert hashlib.sha256(text).hexdigest()[:16] == "eed03d56914c223d"

@@ -95,7 +95,8 @@ def test_windows_come_once_and_two_of_a_lane_are_held(store, monkeypatch):
         reads.append((name, tuple(ranges)))
         return original(self, name, ranges, *rest)
 
-    stream = opened(store, True, columns=["row"])
+    # Windows of so many chunks that no two are alike, those read ahead of the next epoch included.
+    stream = opened(store, True, dataclasses.replace(CONFIG, window=16), columns=["row"])
     monkeypatch.setattr(Store, "read_ranges", counted)
     steps = int(stream.steps_per_epoch) - 1
     for step in range(steps):

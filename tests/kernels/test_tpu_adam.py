@@ -28,6 +28,14 @@ def test_adam(case, unit):
     close(interpreted(adam_tpu.adam, *args, unit), adam_ref.adam(*args, unit), atol=1e-4)
 
 
+def test_a_factor_of_nothing_takes_nothing():
+    rows, _, mu, nu, scalars, *rest = adam_args(16, 128)
+    args = rows, mu * jnp.nan, mu, nu, scalars._replace(factor=jnp.float32(0)), *rest
+    got, want = interpreted(adam_tpu.adam, *args, True), adam_ref.adam(*args, True)
+    close(got[:3], want[:3], atol=1e-4)
+    assert all(jnp.isfinite(a).all() for a in got[:3])
+
+
 def test_sums_over_rows_beyond_the_matrix_are_found_out(monkeypatch):
     plain = adam_tpu._kernel
     monkeypatch.setattr(adam_tpu, "_kernel", lambda n, *args: plain(n + 8, *args))

@@ -109,6 +109,17 @@ def test_reference_is_optax(unit):
     np.testing.assert_allclose(found.total, want.sum(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("how", [descend, descend_fused])
+def test_a_gradient_that_does_not_count_may_be_anything(how):
+    params, optim = drawn(0), Optim(clip=0.5)
+    hurt = jax.tree.map(lambda g: g * jnp.nan, drawn(1))
+    state = optim.transformation().init(params)
+    found = how(optim, ("W_dec",), params, hurt, state, 0.1, False)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found.params, params)
+    assert np.isfinite(found.total)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.opt_state))
+
+
 def test_a_number_that_is_not_finite_is_told():
     params, grads = drawn(0), drawn(1)
     state = Optim().transformation().init(params)

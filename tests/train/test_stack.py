@@ -116,7 +116,10 @@ def test_each_member_is_its_single_run(name, config, alone):
     assert len({round(float(loss), 4) for loss in losses[:, -1]}) == 4  # they do differ
 
 
-@pytest.mark.parametrize("config", [MeshConfig(sweep=2)], ids=str)
+FAIL = [MeshConfig(), MeshConfig(sweep=2)]
+
+
+@pytest.mark.parametrize("config", FAIL[1:], ids=str)
 def test_a_member_that_is_not_finite_leaves_the_others_alone(config, alone):
     def spoil(m, state):
         return (
@@ -130,6 +133,22 @@ def test_a_member_that_is_not_finite_leaves_the_others_alone(config, alone):
     for m in (0, 2, 3):
         np.testing.assert_allclose(losses[m], alone("topk", m)[1], rtol=1e-5)
         assert all(np.isfinite(leaf).all() for leaf in ended[m].values())
+
+
+@pytest.mark.parametrize("config", FAIL, ids=str)
+def test_a_loss_that_overflows_leaves_a_members_numbers_finite(config, alone):
+    """Its params are so large that the loss is infinite: it stays where it is, step for step."""
+
+    def spoil(m, state):
+        grown = {**state.params, "b_dec": state.params["b_dec"] + 1e25}
+        return state.replace(params=grown) if m == 1 else state
+
+    ended, losses = run("topk", config, spoil)
+    assert not np.isfinite(losses[1]).any()
+    assert all(np.isfinite(leaf).all() for leaf in ended[1].values())
+    np.testing.assert_array_equal(ended[1]["b_dec"], np.float32(1e25))
+    for m in (0, 2, 3):
+        np.testing.assert_allclose(losses[m], alone("topk", m)[1], rtol=1e-5)
 
 
 def test_members_that_the_places_do_not_divide_are_refused():

@@ -25,7 +25,10 @@ ADAM = {
 
 
 class Scalars(NamedTuple):
-    """float32 scalars of a step: the learning rate, 1 - b1^t, 1 - b2^t, and g's factor."""
+    """float32 scalars of a step: the learning rate, 1 - b1^t, 1 - b2^t, and g's factor.
+
+    Of a factor of 0 g' is 0 even where g is not finite.
+    """
 
     rate: Any
     c1: Any

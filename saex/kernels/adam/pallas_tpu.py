@@ -71,7 +71,7 @@ def _kernel(n, betas, eps, unit, scalars, rows, g, mu, nu, new_rows, new_mu, new
     if unit:
         G = G - jnp.sum(G * W, axis=1, keepdims=True) * W
     squares = jnp.sum(G * G, axis=1, keepdims=True)
-    G = G * factor
+    G = jnp.where(factor == 0, 0.0, G * factor)
     m = (1 - b1) * G + b1 * mu[...]
     v = (1 - b2) * (G * G) + b2 * nu[...]
     W = W - rate * ((m / c1) / (jnp.sqrt(v / c2) + eps))

@@ -9,7 +9,7 @@ def adam(rows, g, mu, nu, scalars, betas, eps, unit):
     """See ``kernels.adam.adam``; of free arrays of any shape too."""
     rate, c1, c2, factor = scalars
     g = tangent(rows, g) if unit else g
-    squares, g = jnp.sum(jnp.square(g)), g * factor
+    squares, g = jnp.sum(jnp.square(g)), jnp.where(factor == 0, 0.0, g * factor)
     mu = optax.tree.update_moment(g, mu, betas[0], 1)
     nu = optax.tree.update_moment(g, nu, betas[1], 2)
     rows = rows - rate * ((mu / c1) / (jnp.sqrt(nu / c2) + eps))
