@@ -24,6 +24,9 @@ class Passes(Store):
     rows, windows_held, columns = 200 * 32 * 256, 2, {}
     chunk_rows = 32 * 256
 
+    def chunk_segments(self):
+        return np.zeros(200, np.int64)
+
 
 def distinct(contexts, batch):
     """Contexts among `batch` rows of 255 each, drawn from all without replacement; a mean of 20."""
