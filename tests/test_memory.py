@@ -33,6 +33,7 @@ CASES = {  # a dictionary, rows, a mesh: each is at its largest in another momen
 }
 
 
+METHODS = ("candidates of a batch", "thresholds, few rows")
 SLOW = (  # the others cover the moments
     "few latents",
     "fsdp, latents split",
@@ -43,7 +44,11 @@ SLOW = (  # the others cover the moments
     "thresholds, both split",
     "prefixes",
 )
-EACH = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else []) for n in CASES]
+EACH = [
+    *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW),
+    *(pytest.param(n, marks=pytest.mark.methods) for n in METHODS),
+    *(name for name in CASES if name not in (*SLOW, *METHODS)),
+]
 
 
 @pytest.mark.parametrize("name", EACH)

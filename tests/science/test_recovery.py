@@ -48,7 +48,7 @@ def trained(cls, n, seed):
     return best_cosines(params["W_dec"], truth), best_cosines(np.asarray(start["W_dec"]), truth)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2))])
 def test_topk_recovers_the_features(seed):
     cosines, at_start = trained(TopK, 256, seed)
     found = np.mean(cosines.max(axis=0) >= 0.95)

@@ -111,7 +111,13 @@ def alone(name):
     return gradients(OF[name], ONE, *start(OF[name]), rows(1))
 
 
-EVERY = [(name, config) for name in OF for config in MESHES if name != "densely"]
+LONG = [(name, config) for name in ("batch_topk", "jump_relu") for config in MESHES[::2]]
+EVERY = [
+    pytest.param(name, config, marks=pytest.mark.methods if (name, config) in LONG else [])
+    for name in OF
+    for config in MESHES
+    if name != "densely"
+]
 
 
 @pytest.mark.parametrize(("name", "config"), [*EVERY, ("densely", MeshConfig(2, 4))], ids=str)
