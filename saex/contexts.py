@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,22 +34,50 @@ STRIDE = 64  # lengths that models see which are not compiled are multiples of i
 
 @dataclass(frozen=True)
 class Contexts:
-    """The contexts of a harvest, in its order.
+    """The contexts of a harvest, in its order, without padding: many may be short.
 
     Attributes:
-      tokens: [contexts, context] int32, from `lengths` on 0 (-1 where gradients are harvested).
-      lengths: [contexts] int64, tokens that count.
+      context: tokens of a full one.
+      tokens: [tokens] int32, of one context behind the other.
+      lengths: [contexts] int64, tokens of each.
       documents: [contexts] int32, number of the document in the split.
-      columns: [contexts, context] each, what else the source says of the tokens.
+      columns: [tokens] each, what else the source says of the tokens.
+      padding: what a model reads beyond a context's tokens; -1 where gradients are harvested.
     """
 
+    context: int
     tokens: np.ndarray
     lengths: np.ndarray
     documents: np.ndarray
     columns: dict[str, np.ndarray] = field(default_factory=dict)
+    padding: int = 0
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.lengths)
+
+    @functools.cached_property
+    def starts(self) -> np.ndarray:
+        """[contexts + 1] int64: where each context begins among the tokens, and the last ends."""
+        return np.append(0, np.cumsum(self.lengths))
+
+    def part(self, begin: int, end: int) -> slice:
+        """Where the tokens of some contexts are."""
+        return slice(int(self.starts[begin]), int(self.starts[end]))
+
+    def real(self, begin: int, end: int, width: int) -> np.ndarray:
+        """[end - begin, width] bool: which positions have a token."""
+        return np.arange(width) < self.lengths[begin:end, None]
+
+    def taken(self, order: np.ndarray) -> Contexts:
+        """The contexts of these numbers."""
+        lengths = self.lengths[order]
+        shift = self.starts[:-1][order] - (np.cumsum(lengths) - lengths)
+        where = np.arange(lengths.sum()) + np.repeat(shift, lengths)
+        columns = {n: x[where] for n, x in self.columns.items()}
+        return dataclasses.replace(
+            self, tokens=self.tokens[where], lengths=lengths, documents=self.documents[order],
+            columns=columns,
+        )  # fmt: skip
 
 
 def choose(model: Any, source: Any, split: str, cfg: Harvest, seed: int) -> Contexts:
@@ -73,12 +102,14 @@ def choose(model: Any, source: Any, split: str, cfg: Harvest, seed: int) -> Cont
         return chunk(documents, tokenizer.encode, cfg.context, tokenizer.bos)
 
     # Bytes are cut twice rather than kept: a text may be much larger than what is chosen of it.
-    again = tokenizer is Bytes and not itself and not cfg.pack
-    pieces = cut if again else (packed(cut(), cfg.context) if cfg.pack else list(cut()))
-    chosen = _choose(pieces, cfg.budget(split), seed)
+    pieces: list[Chunk] | Callable[[], Iterable[Chunk]] = cut
+    if cfg.pack:
+        pieces = packed(map(_without_padding, cut()), cfg.context)
+    elif tokenizer is not Bytes or itself:
+        pieces = list(map(_without_padding, cut()))
+    chosen = _choose(pieces, cfg.budget(split), seed, cfg.context)
     if cfg.gradients:  # whose loss must know what is padding
-        real = np.arange(chosen.tokens.shape[1]) < chosen.lengths[:, None]
-        chosen = dataclasses.replace(chosen, tokens=np.where(real, chosen.tokens, -1))
+        chosen = dataclasses.replace(chosen, padding=-1)
     return chosen if is_compiled(model) else alike(chosen, cfg.batch, seed)
 
 
@@ -147,13 +178,7 @@ def alike(contexts: Contexts, batch: int, seed: int) -> Contexts:
         ids = np.argsort(contexts.lengths[start : start + 64 * batch], kind="stable") + start
         whole = ids[: len(ids) // batch * batch].reshape(-1, batch)
         order += [whole[permutation(len(whole), seed, start)].reshape(-1), ids[whole.size :]]
-    each = np.concatenate(order)
-    return Contexts(
-        contexts.tokens[each],
-        contexts.lengths[each],
-        contexts.documents[each],
-        {n: x[each] for n, x in contexts.columns.items()},
-    )
+    return contexts.taken(np.concatenate(order))
 
 
 def tokens_of(contexts: Contexts, begin: int, end: int, batch: int, compiled: bool) -> np.ndarray:
@@ -162,11 +187,13 @@ def tokens_of(contexts: Contexts, begin: int, end: int, batch: int, compiled: bo
     A model that is not compiled is spared contexts that are none, and most positions at which there
     is padding only.
     """
-    tokens = contexts.tokens[begin:end]
+    width = contexts.context
     if not compiled:
         longest = int(contexts.lengths[begin:end].max())
-        return tokens[:, : -(-longest // STRIDE) * STRIDE]
-    return np.pad(tokens, ((0, batch - len(tokens)), (0, 0)))
+        width = min(width, -(-longest // STRIDE) * STRIDE)
+    tokens = np.full((end - begin, width), contexts.padding, np.int32)
+    tokens[contexts.real(begin, end, width)] = contexts.tokens[contexts.part(begin, end)]
+    return np.pad(tokens, ((0, batch - len(tokens)), (0, 0))) if compiled else tokens
 
 
 def inputs_of(
@@ -176,8 +203,10 @@ def inputs_of(
     tokens = tokens_of(contexts, begin, end, batch, compiled)
     if "position" not in contexts.columns:
         return (tokens,)
-    position = contexts.columns["position"][begin:end, : tokens.shape[1]]
-    return tokens, np.pad(position, ((0, len(tokens) - len(position)), (0, 0)))
+    positions = np.zeros(tokens.shape, np.int32)
+    where = contexts.real(begin, end, tokens.shape[1])
+    positions[: end - begin][where] = contexts.columns["position"][contexts.part(begin, end)]
+    return tokens, positions
 
 
 def rows_of(
@@ -190,19 +219,17 @@ def rows_of(
       begin, end: which.
       acts: {column: [at least end - begin, at least the longest's length, *shape]}.
     """
-    lengths = contexts.lengths[begin:end]
+    lengths, part = contexts.lengths[begin:end], contexts.part(begin, end)
     longest = int(lengths.max())
-    tokens = contexts.tokens[begin:end, :longest]
-    position = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    counts = np.flatnonzero((position < lengths[:, None]).reshape(-1))
-    columns = {
-        "tokens": tokens,
-        "document": np.broadcast_to(contexts.documents[begin:end, None], tokens.shape),
-        "position": position,
-        **{name: x[begin:end, :longest] for name, x in contexts.columns.items()},
-        **{name: np.asarray(x)[: end - begin, :longest] for name, x in acts.items()},
+    counts = np.flatnonzero(contexts.real(begin, end, longest).reshape(-1))
+    found = {name: np.asarray(x)[: end - begin, :longest] for name, x in acts.items()}
+    return {
+        "tokens": contexts.tokens[part],
+        "document": np.repeat(contexts.documents[begin:end], lengths),
+        "position": (counts % longest).astype(np.int32),
+        **{name: x[part] for name, x in contexts.columns.items()},
+        **{name: x.reshape(-1, *x.shape[2:])[counts] for name, x in found.items()},
     }
-    return {n: x.reshape(-1, *x.shape[2:])[counts] for n, x in columns.items()}
 
 
 def in_batches(
@@ -314,8 +341,14 @@ def _norm(x: jax.Array) -> jax.Array:
     return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
 
 
+def _without_padding(piece: Chunk) -> Chunk:
+    """Copies, so that what is behind them is not kept."""
+    columns = {n: x[: piece.length].copy() for n, x in piece.columns.items()}
+    return dataclasses.replace(piece, tokens=piece.tokens[: piece.length].copy(), columns=columns)
+
+
 def _choose(
-    pieces: list[Chunk] | Callable[[], Iterable[Chunk]], budget: int, seed: int
+    pieces: list[Chunk] | Callable[[], Iterable[Chunk]], budget: int, seed: int, context: int
 ) -> Contexts:
     """As many whole contexts as fit the budget of rows, in a random order.
 
@@ -330,12 +363,18 @@ def _choose(
     order = order[: max(1, fits)]
     if callable(pieces):
         wanted = set(order.tolist())
-        kept = {i: p for i, p in enumerate(pieces()) if i in wanted}
+        kept = {i: _without_padding(p) for i, p in enumerate(pieces()) if i in wanted}
     else:
         kept = pieces
+    chosen = [kept[i] for i in order]
+
+    def in_a_row(of: Callable[[Chunk], np.ndarray]) -> np.ndarray:
+        return np.concatenate([of(p)[: p.length] for p in chosen])
+
     return Contexts(
-        tokens=np.stack([kept[i].tokens for i in order]),
+        context,
+        tokens=in_a_row(lambda p: p.tokens),
         lengths=lengths[order],
-        documents=np.array([kept[i].document for i in order], np.int32),
-        columns={n: np.stack([kept[i].columns[n] for i in order]) for n in kept[order[0]].columns},
+        documents=np.array([p.document for p in chosen], np.int32),
+        columns={n: in_a_row(lambda p, n=n: p.columns[n]) for n in chosen[0].columns},
     )

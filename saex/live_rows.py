@@ -174,7 +174,11 @@ class LiveRows(Store):
         with self._lock:
             chunks = self._check_needed(parts)
             columns = {n: self.columns[n] for n in names if n not in known}
-            made = Assembly(columns, rows + self._contexts.tokens[: self._batch].size, devices)
+            made = Assembly(
+                columns,
+                rows + min(self._batch, len(self._contexts)) * self._contexts.context,
+                devices,
+            )
             for part, (chunk, acts) in zip(parts, self._passes(chunks) if made.columns else ()):
                 begin, end = self._span(chunk)
                 bad = made.add(acts, self._contexts.lengths[begin:end], part.at)

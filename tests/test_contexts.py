@@ -52,13 +52,14 @@ def test_many_short_pieces_leave_little_padding():
 @pytest.mark.parametrize("count", [0, 3, 8, 1000, 1003])
 def test_contexts_of_like_length_are_read_together(count):
     lengths = np.random.default_rng(0).integers(2, 400, count)
-    tokens = np.arange(count, dtype=np.int32)[:, None]
     documents = np.arange(count, dtype=np.int32)
-    contexts = Contexts(tokens, lengths, documents, {"role": tokens})
+    tokens = np.repeat(documents, lengths)
+    contexts = Contexts(400, tokens, lengths, documents, {"role": tokens})
     one = alike(contexts, 4, seed=0)
     assert sorted(one.documents.tolist()) == documents.tolist()
     assert (one.lengths == lengths[one.documents]).all()
-    assert (one.tokens[:, 0] == one.documents).all() and (one.columns["role"] == one.tokens).all()
+    assert (one.tokens == np.repeat(one.documents, one.lengths)).all()
+    assert (one.columns["role"] == one.tokens).all()
     again, other = alike(contexts, 4, seed=0), alike(contexts, 4, seed=1)
     assert (again.documents == one.documents).all()
     if count < 1000:
@@ -76,11 +77,13 @@ def padding(contexts, batch):
 
 
 def test_what_is_not_compiled_is_spared_padding():
-    tokens = np.ones((5, 200), np.int32)
-    contexts = Contexts(tokens, np.array([3, 64, 65, 200, 7]), np.arange(5, dtype=np.int32))
+    lengths = np.array([3, 64, 65, 200, 7])
+    tokens = np.ones(lengths.sum(), np.int32)
+    contexts = Contexts(200, tokens, lengths, np.arange(5, dtype=np.int32), padding=-1)
     shapes = [tokens_of(contexts, i, j, 4, False).shape for i, j in ((0, 2), (1, 3), (3, 5))]
     assert shapes == [(2, 64), (2, 128), (2, 200)]
-    assert tokens_of(contexts, 4, 5, 4, True).shape == (4, 200)
+    read = tokens_of(contexts, 4, 5, 4, True)
+    assert read.shape == (4, 200) and (read[0] == [1] * 7 + [-1] * 193).all()
     rows = rows_of(contexts, 0, 3, {"x": np.ones((4, 128, 7))})
     assert rows["x"].shape == (132, 7) and rows["position"].max() == 64
 
@@ -128,7 +131,7 @@ def test_budget_is_met_though_few_documents_are_read():
     assert set(chosen.documents.tolist()) <= numbers and max(numbers) > 200
 
 
-TWENTY = Contexts(np.arange(40).reshape(20, 2), np.full(20, 2), np.zeros(20, np.int32))
+TWENTY = Contexts(2, np.arange(40), np.full(20, 2), np.zeros(20, np.int32))
 
 
 def test_batches_come_in_order_and_the_model_runs_ahead():
@@ -186,5 +189,26 @@ def test_of_a_large_text_only_what_is_chosen_is_kept_in_memory():
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert 1_900 < chosen.lengths.sum() <= 2_000
-    assert (chosen.tokens[:, 1] == 97 + chosen.documents % 26).all()
+    assert (chosen.tokens[chosen.starts[:-1] + 1] == 97 + chosen.documents % 26).all()
+    assert most < 1e6
+
+
+class Chats(Words):
+    """Short ones, each a context of its own."""
+
+    def chunks(self, split, context, tokenizer, wanted):
+        for i, _ in enumerate(self.documents(split)):
+            tokens = np.full(context, 0, np.int32)
+            tokens[:10] = i
+            yield Chunk(tokens, 10, i, 0, {"role": np.full(context, 3, np.int8)})
+
+
+def test_of_short_contexts_no_padding_is_kept_in_memory():
+    model = dataclasses.make_dataclass("Model", ["tokenizer"])(Spy())
+    tracemalloc.start()
+    chosen = choose(model, Chats(), "train", Harvest(rows=3_000, context=8192), seed=0)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(chosen) == 300 and (chosen.tokens == np.repeat(chosen.documents, 10)).all()
+    assert chosen.columns["role"].tolist() == [3] * 3_000
     assert most < 1e6

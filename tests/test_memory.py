@@ -14,6 +14,7 @@ from tests import compiled
 
 CASES = {  # a dictionary, rows, a mesh: each is at its largest in another moment of the step
     "selection by groups": (TopK(512, 8192, 32), 4096, MeshConfig(1, 1)),
+    "ragged": (TopK(512, 8190, 32), 4096, MeshConfig(1, 1)),
     "few latents": (TopK(512, 4096, 32), 4096, MeshConfig(1, 1)),
     "bfloat16": (TopK(512, 8192, 32, matmul_dtype="bfloat16"), 2048, MeshConfig(1, 1)),
     "update": (TopK(768, 24576, 32), 2048, MeshConfig(2, 4)),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from saex.cost.slots import candidates, is_sparse, slots
 from saex.kernels.sparse_affine.dead import ROWS, block
-from saex.kernels.topk.cpu import block_rows, by_network
+from saex.kernels.topk.cpu import GROUP, block_rows, by_network
 from saex.sharding import MeshConfig, bytes_per_device
 
 
@@ -252,8 +252,11 @@ def _stacked(sae: Any, b: int, mesh: MeshConfig, slots: int) -> dict[str, int]:
 
 def _sparse(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
     n, k, matrix, row = _sizes(sae, b, mesh)
-    by_groups = by_network(block_rows(b), n, k)
+    spare = -n % GROUP
+    by_groups = by_network(block_rows(b), n + spare, k)
     kept = (CPU.matrices if by_groups else CPU.fewer) * matrix + CPU.rows * row
+    if by_groups and spare:  # the encoder, filled up
+        kept += matrix
     if getattr(sae, "matmul_dtype", "float32") == "bfloat16":
         kept += (matrix + row) // 2  # what the encoder's matmul reads
     slots = 4 * 4 * b * k

@@ -75,7 +75,9 @@ def descend_fused(
     factor = jnp.ones(())
     if optim.clip is not None:
         made = {k: tangent(params[k], g) if k in units else g for k, g in grads.items()}
-        factor = jnp.minimum(1.0, optim.clip / optax.tree.norm(made))
+        size = optax.tree.norm(made)
+        # A factor of 0 would hide an infinite gradient, which must show in the params.
+        factor = jnp.where(jnp.isfinite(size), jnp.minimum(1.0, optim.clip / size), jnp.nan)
     factor = jnp.where(ok, factor, 0)
     moments: Any = state[-1]
     count = optax.safe_increment(moments.count)

@@ -120,6 +120,14 @@ def test_top_k(tpu, dtype):
     assert not score_sorts(program, n)
 
 
+def test_top_k_of_a_million(tpu="v5p"):
+    b, n, k = 256, 1_000_000, 256
+    program = compiled(tpu, lambda s: topk_tpu.top_k(s, k), (b, n), dtypes=("float32",))
+    (used,) = kernel_vmem(program)
+    assert used <= 1.2 * (bins.vmem_bytes(b, n, k, bins.COLUMNS) + 8 * bins.ROWS * bins.COLUMNS)
+    assert not score_sorts(program, n)
+
+
 @pytest.mark.parametrize("tpu", TPUS)
 @pytest.mark.parametrize("shape, dtype", [("A", "float32"), ("A", "bfloat16"), ("E", "bfloat16")])
 def test_encode_topk_holds_no_scores(tpu, shape, dtype):

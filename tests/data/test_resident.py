@@ -108,7 +108,7 @@ def test_windows_come_once_and_two_of_a_lane_are_held(store, monkeypatch):
     stream.close()
 
 
-def test_what_is_not_kept_on_devices_is_refused(store, tmp_path):
+def test_what_is_not_kept_on_devices_is_refused(store, tmp_path, monkeypatch):
     scaled = Column((D,), "int8", scales=(0.5,) * D)
     quantised = write(tmp_path / "int8", {"x": scaled})
     with pytest.raises(StoreError, match=r"stream.on_device with the int8 columns \['x'\]"):
@@ -116,3 +116,6 @@ def test_what_is_not_kept_on_devices_is_refused(store, tmp_path):
     both = Mixed([store, store], [1.0, 1.0], tmp_path / "mix.json")
     with pytest.raises(StoreError, match=r"stream.on_device with several stores"):
         opened(both, True, columns=["x"])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(StoreError, match=r"stream.on_device with several processes"):
+        opened(store, True, columns=["x"])

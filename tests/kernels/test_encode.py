@@ -155,6 +155,29 @@ def test_what_is_not_finite_has_its_place(impl, n):
     np.testing.assert_array_equal(values, expected)
 
 
+@pytest.mark.parametrize("impl", runs_here(IMPLS))
+def test_gradients_where_something_is_not_finite(impl):
+    """Each of the encoder's and the bias's is that of its own rows: others stay as they are."""
+    x, b_pre, W_enc, b_enc = not_finite(5, 6, 40)
+    dvalues = normal(3, (5, 4))[0]
+
+    def through(f):
+        return jax.grad(lambda W, b: jnp.sum(dvalues * f(W, b)), argnums=(0, 1))(W_enc, b_enc)
+
+    found = through(lambda W, b: encode_topk(x, b_pre, W, b, 4, "float32", impl)[0])
+    _, order = encode_topk(x, b_pre, W_enc, b_enc, 4, "float32", impl)
+    slots = [(np.asarray(order)[i, j], i, float(dvalues[i, j])) for i in range(5) for j in range(4)]
+    dW, db = np.zeros((40, 6)), np.zeros(40)
+    with np.errstate(invalid="ignore"):
+        for latent, row, dv in slots:
+            dW[latent] += dv * (np.asarray(x)[row] - np.asarray(b_pre))
+            db[latent] += dv
+    for one, other in zip(found, (dW, db)):
+        np.testing.assert_array_equal(np.isfinite(one), np.isfinite(other))
+        np.testing.assert_allclose(one[np.isfinite(other)], other[np.isfinite(other)], atol=1e-5)
+    assert 0 < np.isnan(dW).any(axis=1).sum() < 40 > np.isinf(dW).any(axis=1).sum() > 0
+
+
 @pytest.mark.parametrize("b, rows", [(1, 1), (1024, 1024), (4096, 1024), (1500, 750), (1025, 513)])
 def test_blocks_of_rows_are_few_and_equal(b, rows):
     assert cpu.block_rows(b) == rows

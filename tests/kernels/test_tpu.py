@@ -143,6 +143,17 @@ def test_affine_gradients_have_the_same_bits_every_time():
         np.testing.assert_array_equal(one, other)
 
 
+def test_what_is_not_finite_is_in_the_gradients_of_its_own_latents():
+    values, indices = slots(6, 40, 3)
+    dvalues, g, x, W_dec = normal(14, (6, 3), (6, 8), (6, 8), (40, 8))
+    g, x = g.at[1].set(jnp.nan), x.at[2, 0].set(jnp.inf)
+    args = values, dvalues, indices, g, x, W_dec
+    got, want = interpreted(affine_tpu.grads, *args), affine_ref.grads(*args)
+    for one, other in zip(got, want, strict=True):
+        hurt = ~np.isfinite(other).reshape(40, -1).all(axis=1)
+        assert (~np.isfinite(one).reshape(40, -1).all(axis=1))[hurt].all()
+
+
 def test_no_slot_in_use_gives_zeros():
     values, indices = slots(4, 40, 2)
     dvalues, g, x, W_dec = normal(6, (4, 2), (4, 8), (4, 8), (40, 8))

@@ -291,6 +291,12 @@ def test_a_whole_run_ends_well_and_says_what_it_left_out(folder, load, tmp_path)
     assert "return·" in words or "·return" in words, "tokens are not shown as text"
 
     store = Store.open(tmp_path / "run" / "store" / "train")
+    said = [str(store.path), f"--tokenizer={folder('gemma2')}", "--rows=3", "--json"]
+    command = [sys.executable, "-m", "saex.cli", "store", "head", *said]
+    head = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert head.returncode == 0, head.stderr
+    texts = [load("gemma2").tokenizer.decode([token]) for token in store.read("tokens", 0, 3)]
+    assert [row["text"] for row in json.loads(head.stdout)] == texts
     model, rows = load("gemma2"), store.read("tokens")
     assert store.meta["model"]["architecture"] == "Gemma2ForCausalLM"
     at = np.flatnonzero(store.read("position") == 0)

@@ -128,3 +128,7 @@ def test_a_number_that_is_not_finite_is_told():
         found = how(Optim(), ("W_dec",), params, hurt, state, 0.1)
         assert not np.isfinite(found.total) and not np.isfinite(found.norm)
         assert np.isfinite(np.delete(found.params[name], 3, axis=0)).all()
+        clipped = Optim(clip=0.5)
+        hurt = {**grads, name: grads[name].at[3, 2].set(jnp.inf)}
+        found = how(clipped, ("W_dec",), params, hurt, clipped.transformation().init(params), 0.1)
+        assert not np.isfinite(found.total) and not np.isfinite(found.norm)

@@ -40,7 +40,8 @@ def encode_topk(
 
     What is not finite is ordered as in ``top_k``: NaN first, which is what a row x with NaN has for
     all latents, and a row with infinity for all whose weight there is 0 or has a partner of the
-    other sign. Indices are in 0..n-1 and different in any case.
+    other sign. Indices are in 0..n-1 and different in any case. ("pallas_gpu" differs: see there.)
+    Where [b, n] is large it is made in blocks of rows, or on TPU not at all, without being told.
 
     Args:
       x: float32 rows.

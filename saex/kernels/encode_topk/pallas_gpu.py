@@ -39,6 +39,9 @@ def encode_topk(
 ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
     """Exact; wider than ``WIDEST`` it works, but XLA's form should be the better one.
 
+    NaN has its place where all scores of a row are NaN; one among finite scores of its group is
+    left to the hardware's maximum, which may pass over it.
+
     Raises:
       ValueError: matmul inputs of float32, which the tensor cores do not take.
     """
