@@ -4,12 +4,14 @@
 
 Each configuration runs as its header says, one after the other, into a folder under ``--runs``; a
 store is harvested once for all that read the same columns. A run that is done is not run again, so
-the command may be stopped and given anew; ``--only`` does some. The scores are those of the
+the command may be stopped and given anew; ``--only`` does some, and leaves the other rows of the
+table as they are, each with its date. The scores are those of the
 evaluation that ends each run, on held-out text; seconds are those of the command, harvest included
 where it made one.
 """
 
 import argparse
+import datetime
 import json
 import pathlib
 import subprocess
@@ -43,9 +45,16 @@ def main() -> None:
     for name in args.only:
         ran(name, pathlib.Path(args.runs))
     found = {n: found_in(pathlib.Path(args.runs) / n) for n in ["topk", *every]}
-    record = where() | {"runs": {n: one for n, one in found.items() if one}}
+    record = where() | {"runs": before(args.out) | {n: one for n, one in found.items() if one}}
     write(args.out, record, table(record))
     print(table(record))
+
+
+def before(out: str) -> dict[str, Any]:
+    """The runs of the last record, where there is one."""
+    file = pathlib.Path(out).with_suffix(".json")
+    record = json.loads(file.read_text()) if file.exists() else {"runs": {}}
+    return {name: {"date": record.get("date"), **one} for name, one in record["runs"].items()}
 
 
 def ran(name: str, runs: pathlib.Path) -> None:
@@ -62,6 +71,7 @@ def ran(name: str, runs: pathlib.Path) -> None:
     started = time.perf_counter()
     subprocess.run(argv, check=True, cwd=REPO)
     seconds = {"seconds": round(time.perf_counter() - started), "store": owner}
+    seconds["date"] = datetime.date.today().isoformat()
     (workdir / "seconds.json").write_text(json.dumps(seconds))
     print(name, found_in(workdir), flush=True)
 
@@ -83,13 +93,13 @@ def table(record: dict[str, Any]) -> str:
         f"`{record['command']}`  ",
         f"{record['date']}, {record['machine']}. Methods with a penalty have the L0 that came out.",
         "",
-        "| method | FVU | L0 | cosine | loss recovered | dead | seconds | with harvest |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | FVU | L0 | cosine | loss recovered | dead | seconds | with harvest | date |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in sorted(record["runs"].items()):
         cells = ["" if one[s] is None else f"{one[s]:.4g}" for s in SCORES]
-        made = "yes" if one["store"] == name else ""
-        lines.append(f"| {name} | {' | '.join(cells)} | {one['seconds']} | {made} |")
+        cells += [str(one["seconds"]), "yes" if one["store"] == name else "", one["date"]]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

@@ -1,13 +1,13 @@
-"""Crosscoder of two models: one code for what pocket-lm and an early checkpoint of it hold.
+r"""Crosscoder of two models: one code for what pocket-lm and an early checkpoint of it hold.
 
-    saex pretrain --config=experiments/pocket_lm.py --config.steps=120 --workdir=runs/early
+    saex pretrain --config=experiments/pocket_lm.py --config.steps=120 --workdir=runs/early && \
     saex train --config=experiments/methods/crosscoder_models.py --workdir=runs/crosscoder_models
 
 To look at: which latents live in one model alone, ``saex.sae.sites.relative_norms(params,
 sae.widths)`` of the checkpoint: 0 is the early model's, 1 pocket-lm's, between them are shared
 ones. ``:crosscoder`` trains the form with an L1, whose exclusive latents are partly made by it.
 
-The first command is the second model (five minutes on 2 CPU cores; any workdir of `saex pretrain`
+The first half is the second model (five minutes on 2 CPU cores; any workdir of `saex pretrain`
 does, also a step-N.safetensors in it). The second harvests both models' sites over the same tokens
 into a store of its own. 316 s on one, with harvest.
 """
