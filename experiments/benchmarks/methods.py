@@ -63,6 +63,9 @@ def ran(name: str, runs: pathlib.Path) -> None:
     if (workdir / "seconds.json").exists():
         return
     saex = str(pathlib.Path(sys.executable).with_name("saex"))
+    if name == "crosscoder_models":  # whose header says so; done at once where it was done before
+        early = ["--config=experiments/pocket_lm.py", "--config.steps=120", "--workdir=runs/early"]
+        subprocess.run([saex, "pretrain", *early], check=True, cwd=REPO)
     argv = [saex, "train", f"--config={CONFIGS / name}.py"]
     argv.append(f"--workdir={workdir}")
     owner = STORES.get(name, "topk")

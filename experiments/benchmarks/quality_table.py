@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HEAD = (
-    "| library | rate | seeds | FVU (mean ± sd) | per seed | saex / this | cosine | loss recovered "
-    "| dead | s | times saex's |"
+    "| library | rate | seeds | L0 | FVU (mean ± sd) | per seed | saex / this | cosine "
+    "| loss recovered | dead | s | times saex's |"
 )
 Found = Mapping[str, Mapping[str, Any]]
 
@@ -18,18 +18,19 @@ def table(found: Mapping[str, Found], facts: Mapping[str, Any]) -> str:
         "# Quality against the peers",
         "",
         f"d {s['d']}, n {s['n']}, {s['steps']} steps of {s['batch']} rows, {s['warmup']} of "
-        f"warm-up and {s['decay']} of decay, all read at an L0 of {s['l0']} (which TopK and "
-        "transcoders have as k). Scores on held-out rows in raw units, by thresholds; rates chosen "
-        "on other held-out rows. A tie: not all seeds of the one are on one side of all of the "
-        "other.",
+        f"warm-up and {s['decay']} of decay. Methods with a penalty or a threshold are read at an "
+        f"L0 of {s['l0']}, between two runs; TopK and transcoders have it as k, and the L0 that "
+        "was measured (k without the latents at 0). Scores on held-out rows in raw units, by "
+        "thresholds, mean ± standard deviation over seeds; rates chosen on other held-out rows. A "
+        "tie: not all seeds of the one are on one side of all of the other.",
         "",
         f"`{facts['command']}`  ",
-        f"{facts['date']}, {facts['machine']}",
+        f"{facts['date']}, {facts['machine']}; {', '.join(versions(found))}",
         "",
     ]
     for method, libraries in found.items():
         if libraries:
-            lines += [f"## {method}", "", HEAD, "|" + "---|" * 11]
+            lines += [f"## {method}", "", HEAD, "|" + "---|" * 12]
             lines += [_line(name, one, libraries.get("saex")) for name, one in libraries.items()]
             lines += ["", verdict(libraries), ""]
     return "\n".join(lines)
@@ -37,14 +38,15 @@ def table(found: Mapping[str, Found], facts: Mapping[str, Any]) -> str:
 
 def _line(name: str, one: Mapping[str, Any], saex: Mapping[str, Any] | None) -> str:
     if not one["seeds"]:
-        return f"| {name} | – | 0 | {one['why']} |" + " – |" * 7
+        return f"| {name} | – | 0 | {one['why']} |" + " – |" * 8
     fvu = _of(one, "fvu")
-    cells = [name, f"{one['rate']:.3g}", f"{len(fvu)}", _spread(fvu)]
+    cells = [name, f"{one['rate']:.3g}", f"{len(fvu)}", f"{_mean(one, 'l0'):.1f}"]
+    cells += [_spread(fvu)]
     cells += [" ".join(f"{v:.5f}" for v in fvu)]
     same = bool(saex and saex["seeds"])
     cells += [f"{_mean(saex, 'fvu') / _mean(one, 'fvu'):.4f}" if same else "–"]
-    cells += [f"{_mean(one, 'cosine'):.5f}", f"{_mean(one, 'loss_recovered'):.4f}"]
-    cells += [f"{100 * _mean(one, 'dead'):.1f}%", f"{_mean(one, 'seconds'):.1f}"]
+    cells += [_spread(_of(one, "cosine")), _spread(_of(one, "loss_recovered"), 4)]
+    cells += [_spread([100 * v for v in _of(one, "dead")], 1) + "%", f"{_mean(one, 'seconds'):.1f}"]
     cells += [f"{_mean(one, 'seconds') / _mean(saex, 'seconds'):.2f}" if same else "–"]
     return "| " + " | ".join(cells) + " |"
 
@@ -66,6 +68,12 @@ def verdict(libraries: Found) -> str:
     return f"saex against the best peer, {best}: FVU {more:+.2f}%, {word}."
 
 
+def versions(found: Mapping[str, Found]) -> list[str]:
+    """Of every library, as its runs noted them."""
+    runs = (run for m in found.values() for one in m.values() for run in one.get("runs", ()))
+    return sorted({run["version"] for run in runs if "version" in run})
+
+
 def _of(one: Mapping[str, Any], name: str) -> list[float]:
     return [scores[name] for scores in one["seeds"]]
 
@@ -74,6 +82,6 @@ def _mean(one: Any, name: str) -> float:
     return statistics.mean(_of(one, name))
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[float], digits: int = 5) -> str:
     sd = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.5f} ± {sd:.5f}"
+    return f"{statistics.mean(values):.{digits}f} ± {sd:.{digits}f}"

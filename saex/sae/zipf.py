@@ -109,7 +109,8 @@ def budgets(law: Float[Array, " n"], total: Any, shift: Any, most: int) -> Float
 
     Each is its share of the total rounded down or up: floor(c_j + shift) - floor(c_j-1 + shift)
     with c the running sums. With a shift drawn from 0..1 their means are the shares, also where
-    those are below 1. None is above ``most`` (rows of a batch), which may cost some of the total.
+    those are below 1: so the means fall with rank, while one draw may rise by 1. None is above
+    ``most`` (rows of a batch), which may cost some of the total.
     """
     n_local = law.shape[0]
     everyone = ops.latents_gather(law[None])[0]
