@@ -58,7 +58,8 @@ def update(sae: Any, optim: Optim, steps: int) -> Callable:
         ok = jnp.isfinite(loss)
         trainable, opt_state, norm, total = down(trainable, grads, state.opt_state, lr, ok)
         old = {k: frozen[k] for k in out.frozen}, state.stats
-        made, stats = each(_where)(ok, (out.frozen, out.stats), old)
+        new = jax.tree.map(_laid_like, (out.frozen, out.stats), old)
+        made, stats = each(_where)(ok, new, old)
         state = state.replace(
             step=state.step + 1,
             params={**trainable, **frozen, **made},
@@ -71,6 +72,12 @@ def update(sae: Any, optim: Optim, steps: int) -> Callable:
         return state, metrics
 
     return step_fn
+
+
+def _laid_like(new: jax.Array, old: jax.Array) -> jax.Array:
+    """What a method makes lies as its gradient would; what is kept may lie in smaller parts."""
+    where = jax.typeof(old).sharding
+    return new if jax.typeof(new).sharding == where else jax.reshard(new, where)
 
 
 def _where(ok: jax.Array, new: Any, old: Any) -> Any:

@@ -31,6 +31,7 @@ CHANGES = {
     "adaptive_k": {"l1": 0.1},
     "gradient_topk": {"beta": 2.0},
     "guided": {"positive_weight": 3.0, "label_coefficient": 0.5},
+    "variational": {"aux_coefficient": 0.0},  # whose residual, held constant, its noise moves
 }
 stop = jax.lax.stop_gradient
 
