@@ -69,7 +69,7 @@ class Harvest:
         outliers out.
       pack: whether short contexts are put into one, so that little is padding. A token sees those
         of its own document alone, at positions that begin anew, as if the document were alone.
-        For saex's own models; without it every context is of one document.
+        Without it every context is of one document.
       parts: parts that the processes of a job write side by side, a whole number of them for each.
         The store is the same for any number of processes, but not for another number of parts.
       non_finite: what becomes of rows with NaN or infinity: "refuse" stops the harvest, "drop"

@@ -14,6 +14,7 @@ import pytest
 
 from saex.data import Store
 from saex.data.chat import Chat
+from saex.data.text import Files
 from saex.harvest import Harvest, harvest
 from saex.models import MODELS, HuggingFace
 from saex.registry import make as make_section
@@ -114,6 +115,48 @@ def test_padding_behind_and_other_rows_change_nothing(load, name):
         np.testing.assert_allclose(
             together[site][row, :length], alone[site][0], rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_documents_of_a_context_are_read_as_if_each_were_alone(load, name):
+    model, tokens, site = load(name), tiny.tokens(2, 20), "blocks.2.resid_post"
+    parts = [(0, 7), (7, 16)]  # and padding
+    positions = np.zeros((2, 20), np.int64)
+    for begin, end in parts:
+        positions[:, begin:end] = np.arange(end - begin)
+    logits, together = model.run({}, tokens, [site], positions=positions)
+    for begin, end in parts:
+        apart, alone = model.run({}, tokens[:, begin:end], [site])
+        np.testing.assert_allclose(logits[:, begin:end], apart, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(together[site][:, begin:end], alone[site], rtol=1e-4, atol=1e-4)
+    _, mixed = model.run({}, tokens, [site])
+    assert np.abs(mixed[site][:, 7:16] - together[site][:, 7:16]).max() > 1e-3, "the control"
+
+
+def test_a_model_that_does_not_keep_documents_apart_is_refused(folder, monkeypatch):
+    model = HuggingFace(folder("llama"), device="cpu").load()[0]
+    forward = model._forward
+    monkeypatch.setattr(model, "_forward", lambda ids, positions=None: forward(ids))
+    with pytest.raises(ValueError, match="a document reads the one before it"):
+        model.run({}, tiny.tokens(), positions=np.zeros_like(tiny.tokens()))
+
+
+def test_a_packed_harvest_has_the_rows_of_one_that_is_not(load, tmp_path):
+    runs.write_text(tmp_path / "text")
+    source, site = Files(str(tmp_path / "text")), "blocks.1.resid_post"
+    found = []
+    for pack in (False, True):
+        cfg = Harvest(
+            rows=10**6, context=20, batch=4, pack=pack, dtype="float32", shuffle=False, norms=False
+        )
+        store = harvest(load("llama"), {}, source, "train", tmp_path / str(pack), cfg, sites=[site])
+        names = ("document", "position", "tokens", site)
+        rows = np.column_stack([store.read(name) for name in names])
+        found.append(sorted(map(tuple, rows[:, :3].tolist())))
+        sums = np.sort(rows[:, 3:].astype(np.float64).sum(axis=1))
+        found.append(sums)
+    assert found[0] == found[2] and len(found[0]) > 500
+    np.testing.assert_allclose(found[1], found[3], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", FOUR)
