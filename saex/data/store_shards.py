@@ -99,14 +99,37 @@ def open_raw(path: Path | RemotePath, column: Column, rows: int, chunk_rows: int
 
 
 def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli) of a few kilobytes: pure Python, for shard indices only."""
-    crc = 0xFFFFFFFF
-    for byte in data:
+    """CRC-32C (Castagnoli) of a few kilobytes, for shard indices: pieces side by side.
+
+    The state after bytes is linear in the state before and in the bytes. So each piece begins at 0,
+    the first at -1, and the state before a piece is taken over it as if it were zeros.
+    """
+    size = len(data) // _PIECES
+    crc, rest = 0xFFFFFFFF, data
+    if size >= 8:
+        rest = data[size * _PIECES :]
+        pieces = np.frombuffer(data, np.uint8, size * _PIECES).reshape(_PIECES, size)
+        # 32 more that are zeros, and begin with one bit each, say what zeros make of a state.
+        columns = np.pad(pieces, ((0, 32), (0, 0))).T.astype(np.uint32)
+        states = np.zeros(_PIECES + 32, np.uint32)
+        states[0], states[_PIECES:] = 0xFFFFFFFF, 1 << np.arange(32, dtype=np.uint32)
+        for column in columns:
+            states = (states >> 8) ^ _CRC_STEPS[(states ^ column) & 0xFF]
+        over = states[_PIECES:].tolist()
+        crc = 0
+        for state in states[:_PIECES].tolist():
+            for bit in over:
+                if crc & 1:
+                    state ^= bit
+                crc >>= 1
+            crc = state
+    for byte in rest:
         crc = (crc >> 8) ^ _CRC_TABLE[(crc ^ byte) & 0xFF]
     return crc ^ 0xFFFFFFFF
 
 
 _CRC_BYTES = 4
+_PIECES = 256
 
 
 def _crc_table() -> list[int]:
@@ -117,6 +140,7 @@ def _crc_table() -> list[int]:
 
 
 _CRC_TABLE = _crc_table()
+_CRC_STEPS = np.array(_CRC_TABLE, np.uint32)
 
 
 def _spec(folder: Path | RemotePath, column: Column, rows: int, chunk_rows: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import saex.data.store_writer as store_writer
 from saex.data import Column, Store, StoreError, StoreWriter, calibrate
 from saex.data.manifest import json_sha256
 from saex.data.store_shards import crc32c
+from tests.data.test_store_format import crc32c_bitwise
 
 COLUMNS = {"x": Column((5,), "float32"), "tokens": Column((), "int32")}
 
@@ -147,6 +148,10 @@ def test_a_broken_index_is_refused_at_open(store):
 
 def test_crc32c_is_the_standard_one():
     assert crc32c(b"123456789") == 0xE3069283
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 16, 512, 2047, 2048, 2049, 4096, 31_256):  # in pieces from 2048 on
+        data = rng.bytes(size)
+        assert crc32c(data) == crc32c_bitwise(data)
 
 
 def test_a_file_that_goes_while_the_store_is_open_is_not_read_as_zeros(store):
