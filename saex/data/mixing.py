@@ -15,6 +15,7 @@ from saex.data.store import Store
 ENOUGH = 0.95  # of what a random draw has: below this a warning says what to change
 WHOLE = 2**26  # rows up to which the documents of all are read; of larger stores so many at least:
 SAMPLE = 2**14
+_STRETCH = 2**18
 
 
 def measured(
@@ -88,7 +89,10 @@ def expected_distinct(documents: np.ndarray, batch: int) -> float:
     if high - low > 4 * len(documents):  # numbers that are names, too far apart to be counted by
         sizes = np.unique(documents, return_counts=True)[1]
     else:
-        sizes = np.bincount(documents - low)
+        # In stretches whose memory is used again: fresh memory for all rows takes longer to touch.
+        stretch, sizes = max(_STRETCH, high - low), np.zeros(high - low + 1, np.int64)
+        for at in range(0, len(documents), stretch):
+            sizes += np.bincount(documents[at : at + stretch] - low, minlength=len(sizes))
         sizes = sizes[sizes > 0]
     rows = int(sizes.sum())
     sizes, counts = np.unique(sizes, return_counts=True)
