@@ -68,6 +68,14 @@ class Contexts:
         """[end - begin, width] bool: which positions have a token."""
         return np.arange(width) < self.lengths[begin:end, None]
 
+    def padded(
+        self, values: np.ndarray, begin: int, end: int, width: int, fill: int = 0
+    ) -> np.ndarray:
+        """[end - begin, width] `values` of some contexts' tokens, `fill` where there is none."""
+        out = np.full((end - begin, width), fill, values.dtype)
+        out[self.real(begin, end, width)] = values[self.part(begin, end)]
+        return out
+
     def taken(self, order: np.ndarray) -> Contexts:
         """The contexts of these numbers."""
         lengths = self.lengths[order]
@@ -191,8 +199,7 @@ def tokens_of(contexts: Contexts, begin: int, end: int, batch: int, compiled: bo
     if not compiled:
         longest = int(contexts.lengths[begin:end].max())
         width = min(width, -(-longest // STRIDE) * STRIDE)
-    tokens = np.full((end - begin, width), contexts.padding, np.int32)
-    tokens[contexts.real(begin, end, width)] = contexts.tokens[contexts.part(begin, end)]
+    tokens = contexts.padded(contexts.tokens, begin, end, width, contexts.padding)
     return np.pad(tokens, ((0, batch - len(tokens)), (0, 0))) if compiled else tokens
 
 
@@ -203,10 +210,8 @@ def inputs_of(
     tokens = tokens_of(contexts, begin, end, batch, compiled)
     if "position" not in contexts.columns:
         return (tokens,)
-    positions = np.zeros(tokens.shape, np.int32)
-    where = contexts.real(begin, end, tokens.shape[1])
-    positions[: end - begin][where] = contexts.columns["position"][contexts.part(begin, end)]
-    return tokens, positions
+    positions = contexts.padded(contexts.columns["position"], begin, end, tokens.shape[1])
+    return tokens, np.pad(positions, ((0, len(tokens) - len(positions)), (0, 0)))
 
 
 def rows_of(

@@ -139,8 +139,7 @@ class Part:
 
     def chunk_segments(self) -> np.ndarray:
         """[chunks] int64: the segment of the store that each chunk is of."""
-        starts = np.append(0, self._ends[:-1])[: len(self._ends)]
-        return self._store.chunk_segments()[starts < self._ends]
+        return self._store.chunk_segments()[np.diff(self._ends, prepend=0) > 0]
 
     def read(
         self,

@@ -150,17 +150,17 @@ class CausalLM:
             )
         self._check_sites(taps, stop_at)
         ids = self._check_tokens(np.array(tokens, np.int64))
-        if positions is not None:
-            self._check_apart()
-            positions = np.array(positions, np.int64)
+        where = None if positions is None else np.array(positions, np.int64)
         acts: dict[str, np.ndarray] = {}
         with self._lock, contextlib.ExitStack() as hooks:
+            if where is not None:  # before any hook of this pass, and behind the lock of others'
+                self._check_apart()
             for site in dict.fromkeys(taps):
                 hooks.enter_context(self._tap(site, acts))
             if stop_at is not None:  # the last hook of its module
                 hooks.enter_context(self._hook(stop_at, _stop))
             try:
-                logits = self._forward(ids, positions)
+                logits = self._forward(ids, where)
             except _Reached:
                 return None, acts
         return logits, acts

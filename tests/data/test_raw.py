@@ -27,8 +27,11 @@ def store(tmp_path_factory):
     return Store.open(path)
 
 
+@pytest.mark.parametrize("small", [raw._SMALL, 0])
 @pytest.mark.parametrize("name", ["x", "n", "q"])
-def test_equals_the_checked_path_on_random_ranges(store, name, monkeypatch):
+def test_equals_the_checked_path_on_random_ranges(store, name, small, monkeypatch):
+    """Of chunks that are read together, and of those that have a buffer each."""
+    monkeypatch.setattr(raw, "_SMALL", small)
     monkeypatch.setattr(raw, "_JOB_BYTES", 2000)  # several jobs a range
     rng = np.random.default_rng(1)
     for _ in range(60):
@@ -42,7 +45,7 @@ def test_equals_the_checked_path_on_random_ranges(store, name, monkeypatch):
 
 def test_chunks_may_lie_in_any_order(store, tmp_path):
     """The format promises no order: a shard with its chunks turned round, and its index with it."""
-    job = raw.Job(store._shard(3, "n"), 5, 333, np.empty(328, np.int32))
+    job = raw.Job(store._shard(3, "n"), 0, 333, np.empty(333, np.int32))
     assert raw.run([job]) == [None]
     data, size = job.shard.file.read_bytes(), 16 * 4 + 4  # a chunk and its CRC
     chunks = [data[o : o + size] for o in job.shard.offsets]
@@ -50,9 +53,10 @@ def test_chunks_may_lie_in_any_order(store, tmp_path):
     file.write_bytes(b"".join(reversed(chunks)))
     offsets = np.arange(len(chunks))[::-1] * size
     turned = raw.Shard(file, offsets, 16, 4, raw.stamp(os.stat(file)))
-    out = np.empty(328, np.int32)
-    assert raw.run([raw.Job(turned, 5, 333, out)]) == [None]
-    assert (out == job.out).all()
+    for start in (0, 5):
+        out = np.empty(333 - start, np.int32)
+        assert raw.run([raw.Job(turned, start, 333, out)]) == [None]
+        assert (out == job.out[start:]).all()
 
 
 def test_reads_that_stop_early_go_on(store, monkeypatch):
