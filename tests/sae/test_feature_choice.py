@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saex.sae import BatchTopK, FeatureChoice, zipf
-from saex.sae.selection import column_cuts
+from saex.sae.selection import batch_cut, column_cuts
 from saex.sharding import MeshConfig, make_mesh
 from saex.train.optim import Optim
 from tests.sae import toy
@@ -72,6 +72,47 @@ def test_latents_choose_by_the_law_late_in_the_run():
     same = other.loss(*init(other), {"x": jnp.asarray(x)}, None, jnp.int32(0), other.hyper())[1]
     early = loss_of(sae, params, stats, x, 79)[1]
     np.testing.assert_allclose(early.reconstruction, same.reconstruction, atol=1e-5)
+
+
+def test_three_ways_of_allocating_one_budget():
+    """By rows, by latents, by both: the last is never beaten, the first two are one, transposed."""
+    p = np.random.default_rng(0).permutation(64 * N).reshape(64, N).astype(np.float32) + 1
+    each, M = 64 * K // N, 64 * K  # pairs of a latent, of all
+    by_latent = p >= np.asarray(column_cuts(jnp.asarray(p), jnp.full((N,), float(each))))[None]
+    by_both = p >= float(batch_cut(M, jnp.asarray(p)))
+    by_row = p >= np.sort(p, axis=1)[:, -K][:, None]
+    assert (by_latent.sum(0) == each).all() and by_both.sum() == M
+    for latent, rows in enumerate(np.asarray(jax.lax.top_k(jnp.asarray(p.T), each)[1])):
+        np.testing.assert_array_equal(np.flatnonzero(by_latent[:, latent]), np.sort(rows))
+    by_latent, by_both, by_row = (p[chosen].sum() for chosen in (by_latent, by_both, by_row))
+    assert by_both > max(by_latent, by_row)
+
+
+def test_a_budget_of_every_row_is_a_relu():
+    sae, x = FeatureChoice(D, N, N, choice_from=0.0), sample()
+    params, stats = init(sae)
+    stats["law"] = jnp.ones((N,))
+    f = scores(params, x)
+    y = f @ np.asarray(params["W_dec"], np.float64) + np.asarray(params["b_dec"])
+    np.testing.assert_allclose(loss_of(sae, params, stats, x, 5)[1].reconstruction, y, atol=1e-5)
+    stats["law"] = jnp.ones((N,)).at[3].set(0.0)
+    f[:, 3] = 0  # a budget of none is never active
+    y = f @ np.asarray(params["W_dec"], np.float64) + np.asarray(params["b_dec"])
+    np.testing.assert_allclose(loss_of(sae, params, stats, x, 5)[1].reconstruction, y, atol=1e-5)
+
+
+def test_latents_may_change_places_with_their_budgets():
+    sae, x, order = FeatureChoice(D, N, K, choice_from=0.0), sample(), np.arange(N)[::-1].copy()
+    params, stats = init(sae)
+    stats["law"] = jnp.asarray(np.where(np.arange(N) < N // 2, 6, 2) / 64, jnp.float32)
+    moved = {**params}
+    for name in ("W_enc", "W_dec", "b_enc"):
+        moved[name] = params[name][order]
+    other = {**stats, "law": stats["law"][order]}
+    one, two = loss_of(sae, params, stats, x, 5)[1], loss_of(sae, moved, other, x, 5)[1]
+    np.testing.assert_allclose(two.reconstruction, one.reconstruction, atol=1e-5)
+    thresholds = (np.asarray(out.frozen["threshold"]) for out in (one, two))
+    np.testing.assert_allclose(next(thresholds)[order], next(thresholds), rtol=1e-5)
 
 
 def test_rows_may_change_places():

@@ -67,6 +67,13 @@ def test_it_starts_as_a_relu():
     np.testing.assert_allclose(Gated(D, N).encode(params, x).values, f, atol=1e-5)
 
 
+def test_with_one_bias_and_no_scale_it_is_a_relu_of_its_gates():
+    params, _ = made(Gated(D, N))
+    params["r_mag"], params["b_mag"] = jnp.zeros((N,)), params["b_enc"]
+    f = Gated(D, N).encode(params, sample()).values
+    np.testing.assert_allclose(f, np.maximum(paths(params, sample())[0], 0), atol=1e-5)
+
+
 def test_it_is_a_jump_relu():
     """Also where the threshold would be negative, which is then an ordinary ReLU."""
     params, _ = made(Gated(D, N))

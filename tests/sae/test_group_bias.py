@@ -107,6 +107,21 @@ def test_biases_are_adapted_as_published():
     assert int(out.stats["rows"]) == 0 and not out.stats["count"].any()
 
 
+def test_latents_of_a_group_may_change_places():
+    """A permutation within groups permutes the result; one across groups does not."""
+    (params, stats), x = made(), sample()
+    within = np.arange(N).reshape(-1, 3)[::-1].ravel()  # latent i is of group i mod 3
+    found, rows = [], ("W_enc", "W_dec", "b_enc", "amplitude")
+    for order in (np.arange(N), within, np.roll(np.arange(N), 1)):
+        moved = {**params, **{name: params[name][order] for name in rows}}
+        loss, out = loss_of(SAE, moved, stats, x, 1)  # an adaptation is due
+        back = np.argsort(order)
+        found.append((float(loss), np.asarray(out.frozen["b_enc"])[back]))
+    np.testing.assert_allclose([loss for loss, _ in found], found[0][0], rtol=1e-6)
+    np.testing.assert_allclose(found[1][1], found[0][1], atol=1e-6)
+    assert np.abs(found[2][1] - found[0][1]).max() > 1e-3
+
+
 def test_targets_are_a_ladder():
     np.testing.assert_allclose(GroupBias(D, N, 3, 0.5, 0.005).targets, (0.5, 0.05, 0.005))
     assert GroupBias(D, N, groups=1, most=0.1).targets == (0.1,)

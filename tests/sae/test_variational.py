@@ -112,6 +112,22 @@ def test_divergence_is_a_divergence():
     np.testing.assert_allclose(to_log, (np.exp(log_variance) - 1) / 2, atol=1e-6)
 
 
+def test_all_latents_selected_is_all_latents():
+    """With k = n and every z above 0 the masked divergence is the whole one, gradients too."""
+    _, params, stats = made()
+    params["b_enc"], params["b_var"] = params["b_enc"] + 4, params["b_var"] - 4
+    one, all_of_them = (
+        jax.value_and_grad(
+            lambda p: loss_of(made(k=N, kl_over=over, kl_coefficient=0.1)[0], p, stats, sample()),  # noqa: B023
+            has_aux=True,
+        )(params)
+        for over in ("selected", "all")
+    )
+    assert float(one[0][1].metrics["l0"]) == N
+    np.testing.assert_allclose(one[0][0], all_of_them[0][0], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one[1], all_of_them[1])
+
+
 def test_its_weight_warms_up():
     sae, params, stats = made(kl_coefficient=0.1, kl_warmup_steps=10)
     at = [float(loss_of(sae, params, stats, sample(), step=s)[0]) for s in (0, 5, 10, 99)]
