@@ -10,6 +10,7 @@ import zlib
 
 import jax.numpy as jnp
 import numpy as np
+from rates import SHORT_RUN, TUNED, compared
 from study import (
     SITE,
     Found,
@@ -20,11 +21,9 @@ from study import (
     pocket,
     read,
     scores,
-    shuffled,
     told,
-    trained,
 )
-from sweep import BATCH, LRS, SEEDS
+from sweep import BATCH
 from synthetic import directions, sums
 
 from saex.sae import AdaptiveK, BatchTopK, TopK
@@ -40,7 +39,7 @@ STUDY = Study(
     own_text=False,
     baseline="TopK and BatchTopK of the same width with k the mean L0 of AdaptiveK, and AdaptiveK "
     "with a random direction of the rows in place of complexity, of the same distribution; all "
-    "without L1, with the better of two learning rates by FVU of one more seed on other rows; "
+    f"without L1, {TUNED.format('FVU')}; "
     "BatchTopK's threshold is found anew after training so that it gives k on a twentieth of the "
     "rows, in place of its running one",
     says_no_if="a seed of AdaptiveK is not below all seeds of TopK, or not below all seeds of the "
@@ -56,16 +55,27 @@ def run(small: bool) -> Found:
     train, held = map(columns, stores)
     cut = len(held["x"]) // 5
     tune, test = ({k: v[part] for k, v in held.items()} for part in (slice(cut), slice(cut, None)))
-    steps, seeds = (20, SEEDS[:1]) if small else (300, SEEDS)
+    steps = 20 if small else 300
     edges = np.quantile(train["complexity"], (0.01, 0.99))
-    runs, how = [], (train, tune, test, steps, seeds)
     sae = AdaptiveK(256, N, **K, lowest=float(edges[0]), highest=float(edges[1]), **DEAD)
-    runs += compared("adaptive_k", sae, *how)
+    more = {"steps": steps, "small": small, "batch": BATCH, "score": scored, "finish": finish}
+
+    def compare(name, sae, train):
+        sample = {k: v[::20] for k, v in train.items()}  # the probe is fitted to it
+        how = {**SHORT_RUN, "sample": sample}
+        return compared({name: sae}, lambda seed: (train, tune, test), how=how, **more)
+
+    runs, grids = compare("adaptive_k", sae, train)
     k = round(np.mean(of(runs, "l0")))
-    runs += compared("random direction", sae, unrelated(train, train), *how[1:])
-    runs += compared("topk", TopK(256, N, k=k, **DEAD), *how)
-    runs += compared("batch_topk", BatchTopK(256, N, k=k, **DEAD), *how)
-    return Found(True, "a small run", "", runs) if small else judged(runs)
+    sides = {
+        "random direction": (sae, unrelated(train, train)),
+        "topk": (TopK(256, N, k=k, **DEAD), train),
+        "batch_topk": (BatchTopK(256, N, k=k, **DEAD), train),
+    }
+    for name, (sae, rows) in sides.items():
+        found, grid = compare(name, sae, rows)
+        runs, grids = runs + found, grids + grid
+    return Found(True, "a small run", "", runs) if small else judged(runs, grids)
 
 
 def columns(store) -> dict[str, np.ndarray]:
@@ -84,32 +94,23 @@ def unrelated(columns: dict, like: dict) -> dict:
     return {**columns, "complexity": np.sort(like["complexity"])[said]}
 
 
-def compared(name, sae, train, tune, test, steps, seeds) -> list[dict]:
-    """A run for each seed, at the better of the learning rates."""
-
-    def one(rows, lr, seed):
-        params, on = fitted(sae, train, steps, lr, seed), {"method": name, "lr": lr, "seed": seed}
-        found = {**on, **scores(sae, params, rows["x"])}
-        if name == "adaptive_k":
-            said = rows["x"] * params["probe_scale"] @ params["probe_w"]
-            found["correlation"] = float(np.corrcoef(said, rows["complexity"])[0, 1])
-        return found
-
-    lr = min(LRS, key=lambda lr: one(tune, lr, 0)["fvu"]) if len(seeds) > 1 else LRS[0]
-    return [one(test, lr, seed) for seed in seeds]
+def scored(sae, params, rows) -> dict:
+    """Scores, and the probe's correlation with complexity."""
+    found = scores(sae, params, rows["x"])
+    if isinstance(sae, AdaptiveK):
+        said = rows["x"] * params["probe_scale"] @ params["probe_w"]
+        found["correlation"] = float(np.corrcoef(said, rows["complexity"])[0, 1])
+    return found
 
 
-def fitted(sae, train, steps, lr, seed):
-    sample = {k: v[seed::20] for k, v in train.items()}  # the probe is fitted to it
-    batches = shuffled({name: train[name] for name in sae.columns}, BATCH, seed)
-    params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed, sample=sample)
-    if isinstance(sae, BatchTopK):
-        some = jnp.asarray(sample["x"])
-        params = {**params, "threshold": estimate_threshold(sae, params, some)}
-    return params
+def finish(sae, params, train):
+    if not isinstance(sae, BatchTopK):
+        return params
+    some = jnp.asarray(train["x"][::20])
+    return {**params, "threshold": estimate_threshold(sae, params, some)}
 
 
-def judged(runs: list) -> Found:
+def judged(runs: list, grids: list) -> Found:
     fvu = {n: of(runs, "fvu", method=n) for n in dict.fromkeys(r["method"] for r in runs)}
     wrong = [n for n in ("topk", "random direction") if not beyond(fvu["adaptive_k"], fvu[n])]
     ours = "FVU: " + ", ".join(
@@ -120,7 +121,7 @@ def judged(runs: list) -> Found:
     why += f"; the probe's correlation with compressed size is {readable:.2f} on held-out rows"
     if beyond(fvu["batch_topk"], fvu["adaptive_k"]):
         why += "; BatchTopK, which needs no complexity, is below it in every seed"
-    return Found(not wrong, ours, why + ".", runs, control)
+    return Found(not wrong, ours, why + ".", runs, control, grids)
 
 
 def control() -> tuple[bool, str]:
@@ -129,13 +130,17 @@ def control() -> tuple[bool, str]:
     D /= np.linalg.norm(D, axis=1, keepdims=True)
     counts = np.random.default_rng(0).integers(1, 16, 44_000)
     x = sums(D, len(counts), counts, 0)[0]
-    data, held = {"x": x[:40_000], "complexity": counts[:40_000].astype(np.float32)}, x[40_000:]
+    rows = {"x": x, "complexity": counts.astype(np.float32)}
+    parts = (slice(40_000), slice(40_000, 41_000), slice(41_000, None))
+    data = [{name: column[part] for name, column in rows.items()} for part in parts]
     shape = {"k_min": 1, "k_max": 16, "steep": 5.0, "lowest": 0.0, "highest": 16.0, "l1": 0.0}
     sae, found = AdaptiveK(32, 64, **shape, **DEAD), {}
+    sample = {name: column[::20] for name, column in data[0].items()}
+    more = {"steps": 500, "how": {**SHORT_RUN, "sample": sample}, "score": scored}
     for name in ("AdaptiveK", "TopK"):
-        done = [scores(sae, fitted(sae, data, 500, 5e-3, s), held) for s in SEEDS]
-        found[name] = of(done, "fvu")
-        sae = TopK(32, 64, k=round(np.mean(of(done, "l0"))), **DEAD)
+        runs, _ = compared({name: sae}, lambda seed: data, **more)
+        found[name] = of(runs, "fvu")
+        sae = TopK(32, 64, k=round(np.mean(of(runs, "l0"))), **DEAD)
     won = beyond(*found.values())
     told_of = ", ".join(f"{name} {told(v)}" for name, v in found.items())
     return won, f"1 to 15 known features, complexity their number: FVU {told_of}"

@@ -263,6 +263,8 @@ def judge(runs: list[dict[str, Any]], grids: list[dict[str, Any]], control: Any)
         f"alone (the other site moves too) {statistics.mean(batch['false_by_data']):.1f} and "
         f"{statistics.mean(l1['false_by_data']):.1f} are false.{EARLIER}"
     )
+    if min(batch["f1"]) >= 0.9 and not max(batch["false"] + l1["false"]):
+        why = f"The first half holds. Of the second nothing is left to see: neither has any. {why}"
     return Found(holds, ours, why, runs, control, grids)
 
 

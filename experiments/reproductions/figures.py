@@ -34,7 +34,6 @@ class Panel:
     x: str = ""
 
 
-BEST, CHOSEN = {"best": True}, {"chosen": True}
 PANELS = {
     "abs_topk": (
         Panel("fvu", "FVU, features with two poles", {"data": "poles"}),
@@ -47,16 +46,16 @@ PANELS = {
         Panel("fvu", "FVU", by=("method", "k")),
     ),
     "gradient_topk": (
-        Panel("ce_increase", "nats lost", CHOSEN, ("method", "k")),
-        Panel("fvu", "FVU", CHOSEN, ("method", "k")),
+        Panel("ce_increase", "nats lost", {"beta": None}),
+        Panel("fvu", "FVU", {"beta": None}),
     ),
     "ground_truth": (
         Panel("near", "mean cosine of latents and features over L0", x="l0"),
         Panel("fvu", "FVU over L0", x="l0"),
     ),
     "group_bias": (
-        Panel("at_0.8", "share found at cosine 0.8", BEST),
-        Panel("at_0.9", "share found at cosine 0.9", BEST),
+        Panel("at_0.8", "share found at cosine 0.8"),
+        Panel("at_0.9", "share found at cosine 0.9"),
     ),
     "group_max": (Panel("fvu", "FVU"), Panel("dead", "share of dead latents")),
     "jump_relu_tanh": (
@@ -65,13 +64,13 @@ PANELS = {
     ),
     "kron": (Panel("fvu", "FVU"), Panel("dead", "share of dead latents")),
     "layer_groups": (
-        Panel("fvu", "FVU", CHOSEN),
-        Panel("ce_increase", "nats lost", CHOSEN),
+        Panel("fvu", "FVU"),
+        Panel("ce_increase", "nats lost"),
     ),
     "msae": (Panel("fvu", "geometric mean of FVU over k"),),
     "multi_layer": (
-        Panel("within", "share of the variance that one token has", {"lr": 4e-3}),
-        Panel("layers", "layers at which a latent fires for a token", {"lr": 4e-3}),
+        Panel("within", "share of the variance that one token has"),
+        Panel("layers", "layers at which a latent fires for a token"),
     ),
     "multi_topk": tuple(Panel(f"fvu_{w}k", f"FVU read at k {16 * w}") for w in (1, 2, 4)),
     "shrinkage": (
@@ -88,8 +87,8 @@ PANELS = {
         Panel("fvu", "FVU over L0", x="l0"),
     ),
     "variational": (
-        Panel("fvu", "FVU", BEST, ("method", "k")),
-        Panel("dead", "share of dead latents", BEST, ("method", "k")),
+        Panel("fvu", "FVU", by=("method", "k")),
+        Panel("dead", "share of dead latents", by=("method", "k")),
     ),
 }
 

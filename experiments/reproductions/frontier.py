@@ -8,6 +8,7 @@ Rows: pocket-lm's residual stream after its second block, on the standard librar
 import itertools
 import statistics
 
+from rates import TUNED
 from study import (
     Found,
     Study,
@@ -19,7 +20,7 @@ from study import (
     save,
     told,
 )
-from sweep import LRS, SEEDS, best_rate, control, fitted, noted, read_at
+from sweep import LR, SEEDS, best_rate_at, control, fitted, noted, read_at
 
 STUDY = Study(
     name="frontier",
@@ -29,8 +30,8 @@ STUDY = Study(
     source="arXiv 2407.14435 (JumpReLU), 2412.06410 (BatchTopK)",
     paper="figures of FVU or cross-entropy over L0, no table of differences",
     own_text=True,
-    baseline="TopK and ReLU of the same width on the same rows; every method with the better of "
-    "two learning rates, by FVU at L0 16 of one more seed on other rows; ReLU and JumpReLU swept "
+    baseline="TopK and ReLU of the same width on the same rows; every method "
+    f"{TUNED.format('FVU at L0 16')}; ReLU and JumpReLU swept "
     "over five penalties and read at L0 8, 16 and 32 between them; BatchTopK's threshold is found "
     "anew after training so that it gives k on 8192 rows, in place of its running one",
     says_no_if="at any of the three L0 a seed of JumpReLU or BatchTopK is not below all seeds of "
@@ -50,17 +51,19 @@ TUNE = {"jump_relu": (1, 3), "batch_topk": (1,), "topk": (1,), "relu": (1, 3)}
 def run(small: bool) -> Found:
     train, tune, test = pocket_rows(small)
     steps, seeds = (30, SEEDS[:1]) if small else (400, SEEDS)
-    runs = []
+    runs, grids = [], []
     for name, sweep in SWEEPS.items():
         around = [sweep[i] for i in TUNE[name]]
-        lr = LRS[0] if small else best_rate(name, around, 16, train, tune, N, steps=steps)
+        if not small:
+            grids.append(best_rate_at(name, around, 16, train, tune, N, steps=steps))
+        lr = LR if small else grids[-1]["lr"]
         for setting, seed in itertools.product(sweep[:1] if small else sweep, seeds):
             runs.append(fitted(name, setting, train, test, N, steps=steps, lr=lr, seed=seed))
     if small:
         return Found(True, "a small run", "", runs)
     draw(runs)
     found = {(name, l0): fvus(runs, name, l0) for name in SWEEPS for l0 in L0S}
-    return judged(found, runs)
+    return judged(found, runs, grids)
 
 
 def fvus(runs: list, name: str, l0: int) -> list[float]:
@@ -71,7 +74,7 @@ def fvus(runs: list, name: str, l0: int) -> list[float]:
     return [read_at(sweep, "fvu", l0) for sweep in seeds]
 
 
-def judged(found: dict, runs: list) -> Found:
+def judged(found: dict, runs: list, grids: list) -> Found:
     pairs = [("jump_relu", "topk"), ("batch_topk", "topk")]
     pairs += [(name, "relu") for name in ("jump_relu", "batch_topk", "topk")]
     wrong = [
@@ -90,7 +93,7 @@ def judged(found: dict, runs: list) -> Found:
     if any(w.startswith("jump_relu is not below topk") for w in wrong):
         why += " JumpReLU's thresholds learn only from what falls near them, and the 200,000 rows "
         why += "of these runs are few: the source trains on billions."
-    return Found(not wrong, "FVU at " + ours, why, runs, lambda: control(KNOWN))
+    return Found(not wrong, "FVU at " + ours, why, runs, lambda: control(KNOWN), grids)
 
 
 def draw(runs: list) -> None:

@@ -6,12 +6,13 @@ Rows: 128 Gaussian directions in 42 dimensions, half of the rows sums of 3, half
 """
 
 import functools
+from typing import Any
 
 import numpy as np
+from rates import SHORT_RUN, TUNED, compared
 from study import (
     Found,
     Study,
-    at_best_rate,
     beyond,
     compile_once,
     main,
@@ -34,9 +35,9 @@ STUDY = Study(
     paper="features found at cosine 0.8 / 0.9: adaptation 100% / 100%, with wrong targets 38.3% / "
     "3.9%; TopK k 20 100% / 98.4%, k 30 98.4% / 24.2%, k 50 94.5% / 23.4%",
     own_text=False,
-    baseline="TopK with k 10, 20 and 30 and ReLU with two penalties, 256 latents; "
-    "each with the better of two learning rates by FVU, for a k, penalty or ladder of targets "
-    "apart; the adaptation's targets go from 0.1 down, those from 0.5 stand beside",
+    baseline="TopK with k 10, 20 and 30 and ReLU with two penalties, 256 latents; for a k, "
+    f"penalty or ladder of targets apart each {TUNED.format('FVU')}; the adaptation's "
+    "targets go from 0.1 down, those from 0.5 stand beside",
     says_no_if="adaptation finds fewer than 95% at cosine 0.9 in a seed, or a seed is not above "
     "all of TopK with k 30 and of ReLU with any penalty, or its mean is below TopK's best k's",
 )
@@ -56,30 +57,27 @@ SAES = {
 }
 
 
-@functools.cache
-def data(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(features, rows for training, rows for scores)."""
+@functools.lru_cache(maxsize=2)
+def data(seed: int) -> tuple[np.ndarray, tuple, tuple]:
+    """Rows for training, and (features, rows) for finding a rate and for scores."""
     D = directions(G, D_IN, seed)
-    return D, drawn(MAKE, D, 200_000, seed)[0], drawn(MAKE, D, 10_000, 10**6 + seed)[0]
+    kinds = (200_000, seed), (10_000, 10**7 + seed), (10_000, 10**6 + seed)
+    train, *others = (drawn(MAKE, D, rows, s)[0] for rows, s in kinds)
+    return train, *((D, x) for x in others)
 
 
-def one(name: str, lr: float, seed: int, steps: int) -> dict:
-    """One run with the shares of features found."""
-    D, train, test = data(seed)
-    batches = shuffled({"x": train}, BATCH, seed)
-    params, _ = trained(SAES[name], batches, steps=steps, lr=lr, seed=seed)
+def scored(sae: Any, params: Any, part: tuple) -> dict:
+    """Scores with the shares of features found."""
+    D, x = part
     C = cosines(params, D)
-    got = scores(SAES[name], params, test)
-    share = {f"at_{least}": found(C, least) for least in (0.8, 0.9)}
-    return {"method": name, "lr": lr, "seed": seed, **share, **got}
+    return {f"at_{least}": found(C, least) for least in (0.8, 0.9)} | scores(sae, params, x)
 
 
 def run(small: bool) -> Found:
     compile_once()
-    steps, seeds = (20, range(1)) if small else (STEPS, range(3))
-    tries = [one(name, lr, s, steps) for name in SAES for lr in (3e-3, 1e-2) for s in seeds]
-    runs = at_best_rate(tries, "fvu")
-    got = {name: of(runs, "at_0.9", method=name, best=True) for name in SAES}
+    how = {"steps": 20 if small else STEPS, "small": small, "batch": BATCH, "how": SHORT_RUN}
+    runs, grids = compared(SAES, data, score=scored, **how)
+    got = {name: of(runs, "at_0.9", method=name) for name in SAES}
     ours, mean = got["group_bias"], {name: np.mean(v) for name, v in got.items()}
     best = max((name for name in SAES if name.startswith("topk")), key=mean.__getitem__)
     above = [name for name in SAES if name == "topk 30" or name.startswith("relu")]
@@ -89,13 +87,13 @@ def run(small: bool) -> Found:
         and mean["group_bias"] >= mean[best]
     )
     line = "; ".join(
-        f"{name} {np.mean(of(runs, 'at_0.8', method=name, best=True)):.0%} / "
-        f"{told(of(runs, 'at_0.9', method=name, best=True), '.0%')}, "
-        f"L0 {np.mean(of(runs, 'l0', method=name, best=True)):.0f}"
+        f"{name} {np.mean(of(runs, 'at_0.8', method=name)):.0%} / "
+        f"{told(of(runs, 'at_0.9', method=name), '.0%')}, "
+        f"L0 {np.mean(of(runs, 'l0', method=name)):.0f}"
         for name in SAES
     )
     why = f"at 0.9 TopK's best is {best} with {mean[best]:.0%}; adaptation {mean['group_bias']:.0%}"
-    return Found(bool(holds), "found at 0.8 / 0.9: " + line, why, runs, control)
+    return Found(bool(holds), "found at 0.8 / 0.9: " + line, why, runs, control, grids)
 
 
 def control() -> tuple[bool, str]:
@@ -105,7 +103,7 @@ def control() -> tuple[bool, str]:
     sae = GroupBias(32, N, most=0.1, dead_after_tokens=100_000, **QUICK)
     for seed in range(3):
         batches = shuffled({"x": x}, BATCH, seed)
-        params, _ = trained(sae, batches, steps=STEPS, lr=1e-2, seed=seed)
+        params, _ = trained(sae, batches, steps=STEPS, lr=1e-2, seed=seed, **SHORT_RUN)
         shares.append([found(cosines(params, D), least) for least in (0.8, 0.9)])
     at = " / ".join(told(share, ".0%") for share in zip(*shares))
     text = f"sums of 3 of 64 directions in 32 dimensions: adaptation finds {at} at 0.8 / 0.9"

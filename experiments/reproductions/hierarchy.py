@@ -32,9 +32,10 @@ from synthetic import CHILDREN, PARENTS, Make, cosines, drawn, found, fresh, ort
 from saex.sae import BatchTopK, Matryoshka, TopK
 
 TUNED = (
-    "each with the best of three learning rates, or four where the best is on the edge, and of two "
-    "ways of Adam (betas 0.9 and 0.999 without clipping; 0.5 and 0.9375 with gradients clipped to "
-    "norm 1, the MP-SAE paper's for such trees), by FVU of one more seed with features of its own"
+    "each with the best of three learning rates, or of up to six where the best is on the edge, "
+    "and of two ways of Adam (betas 0.9 and 0.999 without clipping; 0.5 and 0.9375 with gradients "
+    "clipped to norm 1, the MP-SAE paper's for such trees), by FVU of one more seed with features "
+    "of its own"
 )
 STUDY = Study(
     name="hierarchy",
@@ -102,6 +103,7 @@ def compared(saes: Mapping[str, Any], steps: int, small: bool, make: Make = MAKE
                 name,
                 lambda lr, sae=sae, way=way: one("", sae, way, lr, 0, steps, make)[0]["fvu"],
                 RATES[:2] if small else RATES,
+                more=3,
             )
             for way in WAYS
         }

@@ -7,8 +7,9 @@ Rows: pocket-lm's residual stream after its second block.
 
 import itertools
 
+from rates import TUNED
 from study import Found, Study, beyond, main, of, pocket_rows, told
-from sweep import LRS, SEEDS, best_rate, control, fitted, read_at
+from sweep import LR, SEEDS, best_rate_at, control, fitted, read_at
 
 STUDY = Study(
     name="jump_relu_tanh",
@@ -19,14 +20,14 @@ STUDY = Study(
     paper="no figure: the update describes a set-up and says that it was not ablated in detail",
     own_text=False,
     baseline="JumpReLU of the same width with the L0 loss; both with four penalties, read at L0 "
-    "16 and 32, and with the better of two learning rates by FVU at L0 24 of one more seed on "
-    "other rows; for dead latents the tanh form at its largest penalty without the pre-activation "
-    "loss. Its weight is 3e-3, not the source's 3e-6 (run too), which only moves a latent "
-    "when Adam has forgotten the gradients it had while it fired, after some thousand steps",
+    f"16 and 32, {TUNED.format('FVU at L0 24')}; for dead latents "
+    "the tanh form at its largest penalty without the pre-activation loss. Its weight is 3e-3, not "
+    "the source's 3e-6 (run too), which only moves a latent when Adam has forgotten the gradients "
+    "it had while it fired, after some thousand steps",
     says_no_if="at L0 16 or 32 all seeds of the count are below all of the tanh form in FVU, or "
     "a seed with the pre-activation loss has not fewer dead latents than all seeds without it",
 )
-N, L0S, RATES = 512, (16, 32), {"jump_relu_tanh": (2e-3, 5e-3), "jump_relu": LRS}
+N, L0S = 512, (16, 32)
 SWEEPS = {
     "jump_relu_tanh": [{"sparsity": s, "pre_activation": 3e-3} for s in (0.05, 0.3, 1.5, 6.0)],
     "jump_relu": [{"l0": l0} for l0 in (3e-4, 1e-3, 2e-3, 4e-3)],
@@ -38,20 +39,20 @@ KNOWN = {"jump_relu_tanh": {"sparsity": 0.4, "pre_activation": 3e-3}, "jump_relu
 def run(small: bool) -> Found:
     train, tune, test = pocket_rows(small)
     steps, seeds = (30, SEEDS[:1]) if small else (400, SEEDS)
-    runs = []
+    runs, grids = [], []
     for name, sweep in SWEEPS.items():
-        ends, rates = [sweep[0], sweep[-1]], RATES[name]
-        lr = rates[0]
+        ends = [sweep[0], sweep[-1]]
         if not small:
-            lr = best_rate(name, ends, 24, train, tune, N, rates=rates, steps=steps)
+            grids.append(best_rate_at(name, ends, 24, train, tune, N, steps=steps))
+        lr = LR if small else grids[-1]["lr"]
         if name == "jump_relu_tanh":
             sweep = sweep + [{**sweep[-1], "pre_activation": w} for w in WEIGHTS]
         for setting, seed in itertools.product(sweep[:1] if small else sweep, seeds):
             runs.append(fitted(name, setting, train, test, N, steps=steps, lr=lr, seed=seed))
-    return Found(True, "a small run", "", runs) if small else judged(runs)
+    return Found(True, "a small run", "", runs) if small else judged(runs, grids)
 
 
-def judged(runs: list) -> Found:
+def judged(runs: list, grids: list) -> Found:
     wrong, parts = [], []
     for l0 in L0S:
         fvu = {name: at(runs, name, l0) for name in SWEEPS}
@@ -65,7 +66,7 @@ def judged(runs: list) -> Found:
     told_of = ", ".join(f"{told(v, '.3f')} with weight {w:g}" for w, v in dead.items())
     parts.append(f"dead at the largest penalty: {told_of}")
     why = "; ".join(wrong) or "In every seed."
-    return Found(not wrong, "; ".join(parts), why, runs, lambda: control(KNOWN))
+    return Found(not wrong, "; ".join(parts), why, runs, lambda: control(KNOWN), grids)
 
 
 def at(runs: list, name: str, l0: float) -> list[float]:

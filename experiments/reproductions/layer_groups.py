@@ -9,6 +9,7 @@ import statistics
 from typing import Any
 
 import numpy as np
+from rates import SEEDS, SHORT_RUN, TUNED, best_rate
 from study import (
     Found,
     Study,
@@ -40,13 +41,11 @@ STUDY = Study(
     "(410M)",
     own_text=False,
     baseline="a dictionary of each layer with as many latents as its share of its group's; every "
-    "dictionary sees as many rows at the same k; both with the better of two learning rates by "
-    "mean FVU of seed 0",
+    f"dictionary sees as many rows at the same k; both {TUNED.format('mean FVU over layers')}",
     says_no_if="not every seed's mean FVU over layers is lower with groups than every seed's "
     "without, or no two layers are near enough (0.2) to be grouped",
 )
 SITES = tuple(f"blocks.{i}.resid_post" for i in range(3))
-RATES = (2e-3, 4e-3)
 EACH, K, EXAMPLES = 256, 16, 768
 GROUPS, ALONE = "groups", "layers"
 
@@ -58,41 +57,52 @@ def run(small: bool) -> Found:
     train, test = pocket(SITES, rows, rows // 4)
     distances = angular_distances(train, SITES, 16_384, skip_positions=(0,))
     parts = {GROUPS: fewest_groups(distances), ALONE: [[i] for i in range(len(SITES))]}
-    rows_of, runs = read(train, **{site: site for site in SITES}), []
-    rates, seeds, contexts = (RATES[:1], [1], 4) if small else (RATES, [1, 2], 32)
+    columns = read(train, **{site: site for site in SITES})
+    cut = len(columns[SITES[0]]) // 20
+    tune, columns = (
+        {s: x[part] for s, x in columns.items()} for part in (slice(cut), slice(cut, None))
+    )
+    runs, grids = [], []
     for name, grouping in parts.items():
-        data = rows_of, test, grouping, steps, contexts
-        found = [one(name, *data, lr, 0) for lr in rates]
-        best = min(found, key=lambda record: record["fvu"])["lr"]
-        found += [one(name, *data, best, seed) for seed in seeds]
-        runs += [record | {"chosen": record["lr"] == best} for record in found]
-    return judge(runs, parts[GROUPS], amad(distances, parts[GROUPS]), distances)
+        lr = 3e-3
+        if not small:
+
+            def fvu(lr: float, grouping=grouping) -> float:
+                found = fitted(columns, grouping, steps, lr, 0)
+                return statistics.mean(fvu_of(*found[i], tune[SITES[i]]) for i in found)
+
+            grids.append(best_rate(name, fvu))
+            lr = grids[-1]["lr"]
+        for seed in SEEDS[:1] if small else SEEDS:
+            record = {"method": name, "groups": grouping, "lr": lr, "seed": seed}
+            found = fitted(columns, grouping, steps, lr, seed)
+            runs.append(record | scored(found, test, 4 if small else 32))
+    return judge(runs, parts[GROUPS], amad(distances, parts[GROUPS]), distances, grids)
 
 
-def one(
-    name: str,
-    columns: Any,
-    test: Any,
-    grouping: Any,
-    steps: int,
-    contexts: int,
-    lr: float,
-    seed: int,
-) -> Any:
-    """Train a dictionary for each group; FVU and cross-entropy at each layer, and their means."""
-    fvu, nats = {}, {}
+def fitted(
+    columns: Any, grouping: Any, steps: int, lr: float, seed: int
+) -> dict[int, tuple[Any, Any]]:
+    """A dictionary and its params for each layer, one for all layers of a group."""
+    found = {}
     for group in grouping:
         sae = MultiLayer(256, EACH * len(group), len(group), K, dead_after_tokens=100_000)
         x = np.concatenate([columns[SITES[i]] for i in group], axis=1)
         batches = shuffled({"x": x}, EXAMPLES // len(group), seed)
-        params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed)
-        for i in group:
-            held = held_out(test, SITES[i])
-            fvu[SITES[i]] = reconstructed(sae, params, held)["fvu"]
-            nats[SITES[i]] = in_place({0: (sae, params)}, held, contexts)[0]
-    record = {"method": name, "groups": grouping, "lr": lr, "seed": seed, "fvus": fvu}
+        params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed, **SHORT_RUN)
+        found |= {i: (sae, params) for i in group}
+    return found
+
+
+def scored(found: dict[int, tuple[Any, Any]], test: Any, contexts: int) -> dict[str, Any]:
+    """FVU and cross-entropy at each layer, and their means."""
+    fvu, nats = {}, {}
+    for i, one in found.items():
+        held = held_out(test, SITES[i])
+        fvu[SITES[i]] = reconstructed(*one, held)["fvu"]
+        nats[SITES[i]] = in_place({0: one}, held, contexts)[0]
     means = {"fvu": statistics.mean(fvu.values()), "ce_increase": statistics.mean(nats.values())}
-    return record | {"ce_increases": nats} | means
+    return {"fvus": fvu, "ce_increases": nats, **means}
 
 
 def control(steps: int = 300, d: int = 64, features: int = 128) -> tuple[bool, str]:
@@ -117,10 +127,12 @@ def fvu_of(sae: Any, params: Any, x: np.ndarray) -> float:
     return float(np.square(x - y).sum() / np.square(x - x.mean(0)).sum())
 
 
-def judge(runs: list[dict[str, Any]], grouping: Any, spread: float, distances: Any) -> Found:
+def judge(
+    runs: list[dict[str, Any]], grouping: Any, spread: float, distances: Any, grids: Any
+) -> Found:
     """FVU decides; cross-entropy is told."""
     fvu, nats = (
-        {name: of(runs, score, method=name, chosen=True) for name in (GROUPS, ALONE)}
+        {name: of(runs, score, method=name) for name in (GROUPS, ALONE)}
         for score in ("fvu", "ce_increase")
     )
     holds = len(grouping) < len(SITES) and beyond(fvu[GROUPS], fvu[ALONE])
@@ -130,7 +142,7 @@ def judge(runs: list[dict[str, Any]], grouping: Any, spread: float, distances: A
         f"of the first and third (AMAD {spread:.3f}). Nats per token in place of a layer: "
         f"{told(nats[GROUPS])} with groups, {told(nats[ALONE])} without."
     )
-    return Found(holds, ours, why, runs, control)
+    return Found(holds, ours, why, runs, control, grids)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from study import (
     told,
     trained,
 )
-from sweep import BATCH, LRS, SEEDS, SHORT, fitted, noted, read_at
+from sweep import BATCH, LR, SEEDS, SHORT, fitted, noted, read_at
 from synthetic import orthonormal, sums
 
 from saex.sae import SAES
@@ -56,7 +56,7 @@ def run(small: bool) -> Found:
     runs = []
     for name, around in AROUND.items():
         for setting, seed in itertools.product(around[:1] if small else around, seeds):
-            runs.append(fitted(name, setting, train, test, N, steps=steps, lr=LRS[0], seed=seed))
+            runs.append(fitted(name, setting, train, test, N, steps=steps, lr=LR, seed=seed))
     if small:
         return Found(True, "a small run", "", runs)
     known = [known_features(name, seed) for name in AROUND for seed in seeds]

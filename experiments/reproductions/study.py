@@ -192,21 +192,6 @@ def tried(
     return {"method": name, **settings, "lr": lr, "seed": seed, **scores(sae, params, test)}
 
 
-def at_best_rate(
-    runs: Sequence[dict[str, Any]], by: str, settings: Sequence[str] = ("method",)
-) -> list[dict[str, Any]]:
-    """The same runs, each with "best": whether it has the rate with which runs of its settings
-    have the least mean of a score.
-    """
-    kinds: dict[tuple, dict[float, list[float]]] = {}
-    for run in runs:
-        rates = kinds.setdefault(tuple(run.get(s) for s in settings), {})
-        rates.setdefault(run["lr"], []).append(run[by])
-    means = {k: {lr: statistics.mean(v) for lr, v in rates.items()} for k, rates in kinds.items()}
-    best = {kind: min(rates, key=rates.__getitem__) for kind, rates in means.items()}
-    return [{**run, "best": run["lr"] == best[tuple(run.get(s) for s in settings)]} for run in runs]
-
-
 def of(runs: Sequence[Mapping[str, Any]], score: str, **which: Any) -> list[float]:
     """A score of the runs with these settings, in their order."""
     return [run[score] for run in runs if all(run.get(k) == v for k, v in which.items())]

@@ -7,15 +7,15 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from rates import SHORT_RUN, best_rate
 from study import at_l0, beyond, compile_once, of, told, tried
 from synthetic import orthonormal, sums
 
 from saex.sae import SAES
 from saex.sae.transform import estimate_threshold
 
-BATCH, SEEDS, LRS = 512, (1, 2, 3), (5e-3, 1e-2)
+BATCH, SEEDS, LR = 512, (1, 2, 3), 5e-3  # the rate where none is looked for
 compile_once()  # a step's program is the same for all seeds and penalties, and takes as 150 steps
-CLIP = 0.01  # below every gradient's norm, which helps short runs: see ``Optim``
 # What a run of some 200,000 rows asks of each method; the defaults are for billions.
 SHORT: dict[str, dict[str, Any]] = {
     "topk": {"dead_after_tokens": 50_000},
@@ -41,7 +41,7 @@ def fitted(
         return {**params, "threshold": estimate_threshold(sae, params, jnp.asarray(train[:8192]))}
 
     on = noted(name, setting)
-    return tried(name, sae, train, test, batch=BATCH, clip=CLIP, finish=finish, **on, **how)
+    return tried(name, sae, train, test, batch=BATCH, **SHORT_RUN, finish=finish, **on, **how)
 
 
 def noted(name: str, setting: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,20 +49,19 @@ def noted(name: str, setting: Mapping[str, Any]) -> dict[str, Any]:
     return {"penalty" if k == PENALTIES.get(name) else k: v for k, v in setting.items()}
 
 
-def best_rate(
+def best_rate_at(
     name: str,
     settings: Sequence[Mapping[str, Any]],
     l0: float,
     *args: Any,
-    rates: Sequence[float] = LRS,
     **how: Any,
-) -> float:
-    """The learning rate with the least FVU at an L0: of a k, or between two penalties."""
+) -> dict[str, Any]:
+    """How the rate with the least FVU at an L0 is found: of a k, or between two penalties."""
 
     def fvu(lr: float) -> float:
         return read_at([fitted(name, s, *args, lr=lr, seed=0, **how) for s in settings], "fvu", l0)
 
-    return min(rates, key=fvu)
+    return best_rate(name, fvu)
 
 
 def read_at(runs: Sequence[Mapping[str, Any]], score: str, l0: float) -> float:
@@ -72,11 +71,11 @@ def read_at(runs: Sequence[Mapping[str, Any]], score: str, l0: float) -> float:
     return at_l0([(run["l0"], run[score]) for run in runs], l0)
 
 
-def control(settings: Mapping[str, Mapping[str, Any]], **lrs: float) -> tuple[bool, str]:
+def control(settings: Mapping[str, Mapping[str, Any]]) -> tuple[bool, str]:
     """How methods do where the same k for all rows must lose: rows of 1 to 15 of 64 features.
 
     The features are orthonormal. Each method has the L0 that its setting gives, TopK that k,
-    rounded up. ``lrs``: learning rates that are not 5e-3.
+    rounded up.
 
     Returns:
       Whether all win, and what came out.
@@ -84,7 +83,7 @@ def control(settings: Mapping[str, Mapping[str, Any]], **lrs: float) -> tuple[bo
     x = sums(orthonormal(64), 44_000, np.random.default_rng(1).integers(1, 16, 44_000), 0)[0]
 
     def fvu_and_l0(name, setting):
-        how = {"steps": 500, "lr": lrs.get(name, 5e-3)}
+        how = {"steps": 500, "lr": LR}
         runs = [fitted(name, setting, x[:40_000], x[40_000:], 64, seed=s, **how) for s in SEEDS]
         return of(runs, "fvu"), statistics.mean(of(runs, "l0"))
 

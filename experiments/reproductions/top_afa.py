@@ -11,6 +11,7 @@ import statistics
 
 import jax.numpy as jnp
 import numpy as np
+from rates import SHORT_RUN, TUNED, compared
 from study import (
     Found,
     Study,
@@ -20,11 +21,9 @@ from study import (
     of,
     pocket_rows,
     scores,
-    shuffled,
     told,
-    trained,
 )
-from sweep import BATCH, LRS, SEEDS
+from sweep import BATCH
 from synthetic import orthonormal, sums
 
 from saex.sae import TopAFA, TopK
@@ -40,7 +39,7 @@ STUDY = Study(
     "(d 768); at L0 below d no comparison is exported",
     own_text=False,
     baseline="TopK of the same width with k the mean L0 of Top-AFA at the same weight of the norm "
-    "loss; the better of two learning rates for both, by FVU of one more seed on other rows",
+    f"loss; each {TUNED.format('FVU')}",
     says_no_if="at a weight of the norm loss a seed of Top-AFA is not below all seeds of TopK in "
     "FVU, or not in eps-LBO",
 )
@@ -50,34 +49,32 @@ DEAD = {"dead_after_tokens": 50_000}
 
 def run(small: bool) -> Found:
     train, tune, test = pocket_rows(small)
-    steps, seeds = (20, SEEDS[:1]) if small else (300, SEEDS)
-    runs = []
+    how = {"steps": 20 if small else 300, "small": small}
+    runs, grids = [], []
+
+    def compare(name, sae, **on):
+        found, grid = tuned(name, sae, (train, tune, test), **how, **on)
+        runs.extend(found)
+        grids.extend(grid)
+        return found
+
     for weight in WEIGHTS[:1] if small else WEIGHTS:
-        mine = compared(TopAFA(256, N, afa=weight, **DEAD), train, tune, test, steps, seeds)
+        mine = compare("top_afa", TopAFA(256, N, afa=weight, **DEAD), weight=weight)
         k = round(statistics.mean(of(mine, "l0")))
-        other = compared(TopK(256, N, k=k, **DEAD), train, tune, test, steps, seeds)
-        runs += [{**r, "weight": weight} for r in mine + other]
+        compare("topk", TopK(256, N, k=k, **DEAD), weight=weight)
     if small:
         return Found(True, "a small run", "", runs)
-    return judged(runs, train.shape[1])
+    grids = [{**grid, "of": f"{grid['of']}, 1/{1 / grid['weight']:.0f}"} for grid in grids]
+    return judged(runs, grids, train.shape[1])
 
 
-def compared(sae, train, tune, test, steps, seeds) -> list[dict]:
-    """A run for each seed, at the better of the learning rates."""
-
-    def fvu(lr):
-        return one(sae, train, tune, steps, lr, 0)["fvu"]
-
-    lr = min(LRS, key=fvu) if len(seeds) > 1 else LRS[0]
-    return [one(sae, train, test, steps, lr, seed) for seed in seeds]
+def tuned(name: str, sae, rows, **how) -> tuple[list[dict], list[dict]]:
+    """As ``compared``, of one dictionary."""
+    return compared({name: sae}, lambda seed: rows, batch=BATCH, how=SHORT_RUN, score=scored, **how)
 
 
-def one(sae, train, test, steps, lr, seed) -> dict:
-    batches = shuffled({"x": train}, BATCH, seed)
-    params, _ = trained(sae, batches, steps=steps, lr=lr, seed=seed)
-    name = "top_afa" if isinstance(sae, TopAFA) else "topk"
-    told = {"method": name, "lr": lr, "seed": seed, **scores(sae, params, test)}
-    return {**told, **quasi_orthogonality(sae, params, test[:4096])}
+def scored(sae, params, x) -> dict:
+    return {**scores(sae, params, x), **quasi_orthogonality(sae, params, x[:4096])}
 
 
 def quasi_orthogonality(sae, params, x) -> dict:
@@ -91,7 +88,7 @@ def quasi_orthogonality(sae, params, x) -> dict:
     return {"eps_lbo": float(found), "largest_cosine": float(cosines), "l0_std": float(spread)}
 
 
-def judged(runs: list, d: int) -> Found:
+def judged(runs: list, grids: list, d: int) -> Found:
     wrong, parts = [], []
     for weight, score in itertools.product(WEIGHTS, ("fvu", "eps_lbo")):
         a, b = (of(runs, score, method=m, weight=weight) for m in ("top_afa", "topk"))
@@ -101,12 +98,12 @@ def judged(runs: list, d: int) -> Found:
                      f"{told(a, form)}, TopK {told(b, form)}")  # fmt: skip
         if not beyond(a, b):
             wrong.append(f"at weight 1/{1 / weight:.0f} {score} is not below TopK's")
-    why = "; ".join(wrong) or "Below TopK in every seed at both weights."
+    why = f"{'; '.join(wrong) or 'Below TopK in every seed at both weights'}."
     spread = statistics.mean(of(runs, "l0_std", method="top_afa"))
     bound = "never" if all(r["eps_lbo"] <= r["largest_cosine"] for r in runs) else "WRONGLY"
     why += f" d is {d}, top-AFA's L0 has a standard deviation of {spread:.0f} over rows, and "
     why += f"eps-LBO {bound} exceeds the largest cosine of two decoder rows."
-    return Found(not wrong, "; ".join(parts), why, runs, control)
+    return Found(not wrong, "; ".join(parts), why, runs, control, grids)
 
 
 def control() -> tuple[bool, str]:
@@ -114,13 +111,12 @@ def control() -> tuple[bool, str]:
     counts = np.random.default_rng(1).integers(1, 16, 44_000)
     x = sums(orthonormal(64), len(counts), counts, 0)[0]
 
-    def done(sae):
-        return [one(sae, x[:40_000], x[40_000:], 800, 5e-3, seed) for seed in SEEDS]
-
-    ours = done(TopAFA(64, 64, **DEAD))
+    parts = (x[:40_000], x[40_000:41_000], x[41_000:])
+    ours, _ = tuned("", TopAFA(64, 64, **DEAD), parts, steps=800)
     l0 = statistics.mean(of(ours, "l0"))
     k = math.ceil(l0 - 0.05)  # no fewer than the other has
-    fvu = {"TopAFA": of(ours, "fvu"), "TopK": of(done(TopK(64, 64, k=k, **DEAD)), "fvu")}
+    other, _ = tuned("", TopK(64, 64, k=k, **DEAD), parts, steps=800)
+    fvu = {"TopAFA": of(ours, "fvu"), "TopK": of(other, "fvu")}
     won = beyond(fvu["TopAFA"], fvu["TopK"])
     figures = ", ".join(f"{name} {told(v)}" for name, v in fvu.items())
     return won, f"orthonormal features, 1 to 15 a row: {figures} (L0 {l0:.1f}, k {k})"

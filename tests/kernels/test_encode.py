@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saex.kernels.encode_topk import IMPLS, chosen_scores, encode_topk, pre_activations
+from saex.kernels.encode_topk import IMPLS, cases, chosen_scores, encode_topk, pre_activations
 from saex.kernels.topk import cpu
 from saex.sae import TopK
 from saex.sharding import MeshConfig
@@ -17,8 +17,6 @@ from tests import compiled
 from tests.kernels import oracles
 from tests.kernels.oracles import normal, runs_here, whole_numbers
 
-CASES = {"k = n": (3, 5, 12, 12), "ties": (5, 2, 40, 6), "two levels": (4, 6, 2048, 5)}
-CASES |= {"two levels, ragged": (3, 6, 1999, 5), "one": (3, 4, 600, 1)}
 encode = jax.jit(encode_topk, static_argnums=(4, 5, 6))
 
 
@@ -31,9 +29,9 @@ def scores(x, b_pre, W_enc, b_enc):
 
 
 @pytest.mark.parametrize("impl", runs_here(IMPLS))
-@pytest.mark.parametrize("case", sorted(CASES))
+@pytest.mark.parametrize("case", sorted(cases.SMALL))
 def test_encode_topk_selects_from_the_dense_scores(impl, case):
-    b, d, n, k = CASES[case]
+    b, d, n, k = cases.SMALL[case]
     args = whole_numbers(1, *shapes(b, d, n))
     expected, order = oracles.top_k(scores(*args), k)
     values, indices = encode(*args, k, "bfloat16", impl)

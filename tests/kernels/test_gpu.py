@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from saex.kernels import csc
+from saex.kernels.encode_topk import cases as encode_cases
 from saex.kernels.encode_topk import encode_topk
 from saex.kernels.encode_topk import pallas_gpu as encode_gpu
 from saex.kernels.encode_topk import reference as encode_ref
@@ -106,8 +107,9 @@ def test_the_second_level_needs_its_groups_in_order(monkeypatch):
     assert not np.array_equal(topk_xla.top_k(scores, 3)[1], order)
 
 
-@pytest.mark.parametrize("b, d, n, k", [(4, 6, 2048, 5), (3, 6, 1999, 5), (4, 6, 40, 40)])
-def test_encode_topk_by_xla_equals_the_reference_in_blocks_too(b, d, n, k, monkeypatch):
+@pytest.mark.parametrize("case", sorted(encode_cases.SMALL))
+def test_encode_topk_by_xla_equals_the_reference_in_blocks_too(case, monkeypatch):
+    b, d, n, k = encode_cases.SMALL[case]
     args = normal(1, (b, d), (d,), (n, d), (n,))
     want = encode_ref.encode_topk(*args, k)
     close(encode_xla.encode_topk(*args, k), want)

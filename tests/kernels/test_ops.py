@@ -1,5 +1,7 @@
 """The sparse products and their gradients: every backend against dense products in numpy."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,13 +135,12 @@ def test_a_named_backend_is_that_one_in_all_its_parts(monkeypatch):
         sa.sparse_affine(*weights, values, indices, "cpu")
 
 
-def aux_case():
-    """Weights, slots, dead latents (two of them in use as well) and a cut for each row."""
-    b, d, n, k = 6, 5, 24, 3
-    weights = normal(7, (b, d), (d,), (n, d), (n,), (n, d + 1))
-    values, indices = drawn_slots(b, n, k, 8)
-    dead = np.random.default_rng(9).random(n) < 0.5
-    cut = np.float32([[0], [0.5], [1], [2], [9], [0]])
+def aux_case(b=6, d=5, n=24, k=3, seed=7):
+    """Weights, slots, dead latents (some of them in use as well) and a cut for each row."""
+    weights = normal(seed, (b, d), (d,), (n, d), (n,), (n, d + 1))
+    values, indices = drawn_slots(b, n, k, seed + 1)
+    dead = np.random.default_rng(seed + 2).random(n) < 0.5
+    cut = np.resize(np.float32([0, 0.5, 1, 2, 9, 0]), (b, 1))
     return weights, values, indices, dead, jnp.asarray(cut)
 
 
@@ -175,6 +176,18 @@ def test_dead_latents_beside_the_living_equal_dense_products(impl, monkeypatch):
     args = aux_case()
     through = normal(10, args[1].shape, (6, 6), (6, 6))
     (out, grads), (wanted, expected) = aux_of(impl, *args, through), dense_aux(*args, through)
+    close(out, wanted, atol=1e-4)
+    close(grads, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("impl", runs_here(sa.GRADS, but=["reference"]))
+@settings(max_examples=3, deadline=None)
+@given(*(st.integers(1, most) for most in (9, 12, 60, 5)), st.integers(0, 2**31))
+def test_dead_latents_of_drawn_shapes(impl, b, d, n, k, seed):
+    args = aux_case(b, d, n, min(k, n), seed)
+    through = normal(seed + 3, args[1].shape, (b, d + 1), (b, d + 1))
+    with mock.patch.dict(BLOCKS, {"cpu": 5}):
+        (out, grads), (wanted, expected) = aux_of(impl, *args, through), dense_aux(*args, through)
     close(out, wanted, atol=1e-4)
     close(grads, expected, atol=1e-4)
 

@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from saex.kernels.adam import pallas_tpu as adam_tpu
+from saex.kernels.encode_topk import cases as encode_cases
 from saex.kernels.encode_topk import encode_topk
 from saex.kernels.encode_topk import pallas_tpu as encode_tpu
 from saex.kernels.encode_topk import reference as encode_ref
@@ -222,8 +223,9 @@ def test_top_k_has_the_gradient_of_the_chosen_entries():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("b, d, n, k", [(5, 6, 40, 3), (17, 24, 300, 1), (3, 8, 16, 16)])
-def test_encode_topk_equals_the_reference(b, d, n, k, dtype):
+@pytest.mark.parametrize("case", sorted(encode_cases.SMALL))
+def test_encode_topk_equals_the_reference(case, dtype):
+    b, d, n, k = encode_cases.SMALL[case]
     rng = np.random.default_rng(7)  # whole numbers: exact in bf16, and many ties
     x, b_pre, W, b_enc = (
         jnp.asarray(rng.integers(-3, 4, s), jnp.float32) for s in ((b, d), (d,), (n, d), (n,))

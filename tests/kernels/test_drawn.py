@@ -1,4 +1,4 @@
-"""Pallas kernels, interpreted, on drawn shapes against numpy, in values and gradients."""
+"""Kernels of TPUs and GPUs on drawn shapes, Pallas' interpreted, in values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saex.kernels.adam import pallas_tpu as adam_tpu
+from saex.kernels.adam import reference as adam_ref
 from saex.kernels.encode_topk import pallas_gpu as encode_gpu
 from saex.kernels.encode_topk import pallas_tpu as encode_tpu
 from saex.kernels.sparse_affine import GRADS
 from saex.kernels.sparse_affine import pallas_gpu as affine_gpu
 from saex.kernels.sparse_decode import sparse_decode
 from saex.kernels.topk import pallas_tpu as topk_tpu
+from saex.kernels.topk import xla_gpu as topk_xla
 from tests.kernels import oracles
 from tests.kernels.oracles import drawn_slots, normal, whole_numbers
 from tests.kernels.test_gpu import no_races, one_compilation  # noqa: F401
 from tests.kernels.test_tpu import interpreted, small_tiles  # noqa: F401
+from tests.kernels.test_tpu_adam import adam_args
 
 # Each draw compiles a kernel anew: two of them in CI, more before a release.
 pytestmark = [
@@ -33,11 +37,12 @@ def holds(examples, check, *drawn):
 
 
 def on(backend, f, *args):
-    """f of one device, interpreted, without a race."""
+    """f of one device; where Pallas is interpreted, without a race."""
     if backend == "pallas_tpu":
         return interpreted(f, *args)
     out = jax.block_until_ready(jax.jit(lambda *args: f(*args))(*args))
-    no_races()
+    if backend == "pallas_gpu":
+        no_races()
     return out
 
 
@@ -52,14 +57,17 @@ def close(got, want, atol=1e-4):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_top_k(examples, dtype):
+@pytest.mark.parametrize("backend", ["pallas_tpu", "gpu"])
+def test_top_k(examples, backend, dtype):
+    top_k = {"pallas_tpu": topk_tpu.top_k, "gpu": topk_xla.top_k}[backend]
+
     def check(kind, b, n, k, seed):
         scores = jnp.asarray(oracles.random_scores(kind, b, n, seed), dtype)
-        got = on("pallas_tpu", topk_tpu.top_k, scores, min(k, n))
+        got = on(backend, lambda scores: top_k(scores, min(k, n)), scores)
         values, order = oracles.top_k(np.asarray(scores.astype(jnp.float32)), min(k, n))
         same((got[0].astype(jnp.float32), got[1]), (values, order))
 
-    holds(examples, check, st.sampled_from(oracles.KINDS), ROWS, st.integers(1, 900),
+    holds(examples, check, st.sampled_from(oracles.KINDS), ROWS, st.integers(1, 2500),
           st.integers(1, 40), SEED)  # fmt: skip
 
 
@@ -113,3 +121,12 @@ def test_backward_pass(examples, backend):
 
 def small_pieces(*args):
     return affine_gpu.grads(*args, piece=3)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_adam(examples, unit):
+    def check(n, d):
+        args = adam_args(n, d)
+        close(on("pallas_tpu", adam_tpu.adam, *args, unit), adam_ref.adam(*args, unit))
+
+    holds(examples, check, st.integers(1, 60), st.integers(1, 300))
