@@ -55,7 +55,8 @@ def run(small: bool) -> Found:
         for store in pocket(SITES, rows, rows // 4)
     )
     sae = MultiLayer(256, N, len(SITES), K, dead_after_tokens=200_000)
-    tune, test = test[:5000], test[5000:25_000]
+    cut = len(test) // 5
+    tune, test = test[:cut], test[cut : cut + 20_000]
 
     def fvu(lr: float) -> float:
         return one(sae, train, tune, steps, lr, 0)["fvu"]
