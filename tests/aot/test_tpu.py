@@ -24,6 +24,7 @@ from saex.kernels.topk import pallas_tpu_bins as bins
 from saex.sae.topk import TopK
 from saex.sharding import MeshConfig
 from saex.train.optim import Optim
+from saex.train.stack import make_stack_step
 from saex.train.state import abstract_state
 from saex.train.step import hyper_arrays, make_step
 from tests.aot.test_collectives import check_bytes
@@ -40,11 +41,12 @@ QUICK = (
 )  # steps that are compiled by default: (TPU, shards of latents)
 
 
-def mesh_of(tpu, data=1, model=1):
+def mesh_of(tpu, data=1, model=1, sweep=1):
     pytest.importorskip("libtpu", reason="no TPU compiler: pip install 'jax[tpu]' brings libtpu")
     devices = topologies.get_topology_desc(TPUS.get(tpu, tpu), platform="tpu").devices
-    devices = np.array(devices[: data * model]).reshape(data, model)
-    return jax.sharding.Mesh(devices, ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    sizes = ({"sweep": sweep} if sweep > 1 else {}) | {"data": data, "model": model}
+    devices = np.array(devices[: sweep * data * model]).reshape(*sizes.values())
+    return jax.sharding.Mesh(devices, tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes))
 
 
 def compiled(tpu, f, *shapes, dtypes=(), donate=()):
@@ -169,8 +171,8 @@ def test_adam_is_one_kernel_in_place(tpu, shape):
     assert moved(adam_ref.adam).cost_analysis()["bytes accessed"] >= 2 * 28 * n * d
 
 
-def step_of(mesh, sae, rows):
-    """The compiled training step of a batch of ``rows`` on the mesh."""
+def step_of(mesh, sae, rows, slots=None):
+    """The compiled training step of a batch of ``rows`` on the mesh; of a stack, with slots."""
     optim = Optim()
     with jax.set_mesh(mesh):
         state = abstract_state(sae, optim.transformation(), mesh)
@@ -183,8 +185,20 @@ def step_of(mesh, sae, rows):
         hyper = {
             k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=alone) for k, v in hyper.items()
         }
-        step = make_step(sae, optim, 100)
-        return step.trace(state, batch, key, hyper).lower(lowering_platforms=("tpu",)).compile()
+        step, args = make_step(sae, optim, 100), [state, batch, key, hyper]
+        if slots:
+            step = make_stack_step(sae, optim, 100)
+            args = [a if a is batch else (jax.tree.map(joined, a),) * slots for a in args]
+        return step.trace(*args).lower(lowering_platforms=("tpu",)).compile()
+
+
+def joined(leaf):
+    """The arrays of as many members as the mesh has places, as one."""
+    mesh = leaf.sharding.mesh
+    if "sweep" not in mesh.axis_names:
+        return leaf
+    where = jax.NamedSharding(mesh, jax.P("sweep", *leaf.sharding.spec))
+    return jax.ShapeDtypeStruct((mesh.shape["sweep"], *leaf.shape), leaf.dtype, sharding=where)
 
 
 @pytest.mark.parametrize(
@@ -207,3 +221,15 @@ def test_training_step(tpu, model):
     assert bool(gathers) == (model > 1)
     check_bytes(program, sae, rows, MeshConfig(1, model))
     assert len(re.findall(r"%adam[.\d]* = .*tpu_custom_call", text)) == 2
+
+
+def test_training_step_of_a_stack():
+    """Members one behind the other hold kernels of their own; those on a sweep axis do not talk."""
+    rows, n, d, k = 256, 8192, 128, 8
+    sae = TopK(d_in=d, n=n, k=k, matmul_dtype="bfloat16")
+    text = step_of(mesh_of("v5e"), sae, rows, slots=2).as_text()
+    assert len(re.findall(r"%adam[.\d]* = .*tpu_custom_call", text)) == 4
+    program = step_of(mesh_of("v5e", sweep=2), sae, rows, slots=1)
+    assert kernel_vmem(program) and not score_sorts(program, n)
+    talk = re.findall(r"(all-reduce|all-gather|reduce-scatter|all-to-all)\(", program.as_text())
+    assert not talk
