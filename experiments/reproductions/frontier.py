@@ -5,10 +5,12 @@
 Rows: pocket-lm's residual stream after its second block, on the standard library's source.
 """
 
+import functools
 import itertools
 import statistics
+from typing import Any
 
-from rates import TUNED
+from rates import TUNED, best_rate
 from study import (
     Found,
     Study,
@@ -20,7 +22,7 @@ from study import (
     save,
     told,
 )
-from sweep import LR, SEEDS, best_rate_at, control, fitted, noted, read_at
+from sweep import LR, SEEDS, control, fitted, read_at
 
 STUDY = Study(
     name="frontier",
@@ -31,7 +33,7 @@ STUDY = Study(
     paper="figures of FVU or cross-entropy over L0, no table of differences",
     own_text=True,
     baseline="TopK and ReLU of the same width on the same rows; every method "
-    f"{TUNED.format('FVU at L0 16')}; ReLU and JumpReLU swept "
+    f"at each L0 {TUNED.format('FVU')}; ReLU and JumpReLU swept "
     "over five penalties and read at L0 8, 16 and 32 between them; BatchTopK's threshold is found "
     "anew after training so that it gives k on 8192 rows, in place of its running one",
     says_no_if="at any of the three L0 a seed of JumpReLU or BatchTopK is not below all seeds of "
@@ -45,33 +47,50 @@ SWEEPS = {
     "relu": [{"l1": l1} for l1 in (0.02, 0.04, 0.07, 0.12, 0.2)],
 }
 KNOWN = {"jump_relu": {"l0": 0.05}, "batch_topk": {"k": 7}}
-TUNE = {"jump_relu": (1, 3), "batch_topk": (1,), "topk": (1,), "relu": (1, 3)}
+BY_K = ("topk", "batch_topk")
 
 
 def run(small: bool) -> Found:
     train, tune, test = pocket_rows(small)
     steps, seeds = (30, SEEDS[:1]) if small else (400, SEEDS)
-    runs, grids = [], []
-    for name, sweep in SWEEPS.items():
-        around = [sweep[i] for i in TUNE[name]]
-        if not small:
-            grids.append(best_rate_at(name, around, 16, train, tune, N, steps=steps))
-        lr = LR if small else grids[-1]["lr"]
-        for setting, seed in itertools.product(sweep[:1] if small else sweep, seeds):
-            runs.append(fitted(name, setting, train, test, N, steps=steps, lr=lr, seed=seed))
     if small:
+        how = {"steps": steps, "lr": LR, "seed": 1}
+        runs = [fitted(name, SWEEPS[name][0], train, test, N, **how) for name in SWEEPS]
         return Found(True, "a small run", "", runs)
-    draw(runs)
-    found = {(name, l0): fvus(runs, name, l0) for name in SWEEPS for l0 in L0S}
+
+    @functools.cache
+    def tuned(name: str, i: int, lr: float) -> dict[str, Any]:
+        return fitted(name, SWEEPS[name][i], train, tune, N, steps=steps, lr=lr, seed=0)
+
+    runs, grids, rate = [], [], {}
+    for name, l0 in itertools.product(SWEEPS, L0S):
+
+        def fvu(lr: float, name=name, l0=l0) -> float:
+            return read_at([tuned(name, i, lr) for i in settings(name, l0)], "fvu", l0)
+
+        grids.append(best_rate(f"{name}, L0 {l0}", fvu))
+        rate[name, l0] = grids[-1]["lr"]
+    wanted = dict.fromkeys((n, i, lr) for (n, l0), lr in rate.items() for i in settings(n, l0))
+    for (name, i, lr), seed in itertools.product(wanted, seeds):
+        setting = SWEEPS[name][i]
+        runs.append(fitted(name, setting, train, test, N, steps=steps, lr=lr, seed=seed))
+    found = {(name, l0): fvus(runs, name, l0, lr) for (name, l0), lr in rate.items()}
+    draw(found)
     return judged(found, runs, grids)
 
 
-def fvus(runs: list, name: str, l0: int) -> list[float]:
+def settings(name: str, l0: int) -> range:
+    """Which of a method's settings tell its FVU at an L0: that k, or all penalties."""
+    i = L0S.index(l0)
+    return range(i, i + 1) if name in BY_K else range(len(SWEEPS[name]))
+
+
+def fvus(runs: list, name: str, l0: int, lr: float) -> list[float]:
     """FVU of each seed at an L0: of that k, or between penalties."""
-    if name in ("topk", "batch_topk"):
-        return of(runs, "fvu", method=name, k=l0)
-    seeds = [[r for r in runs if r["method"] == name and r["seed"] == s] for s in SEEDS]
-    return [read_at(sweep, "fvu", l0) for sweep in seeds]
+    mine = [r for r in runs if r["method"] == name and r["lr"] == lr]
+    if name in BY_K:
+        return of(mine, "fvu", k=l0)
+    return [read_at([r for r in mine if r["seed"] == s], "fvu", l0) for s in SEEDS]
 
 
 def judged(found: dict, runs: list, grids: list) -> Found:
@@ -96,20 +115,18 @@ def judged(found: dict, runs: list, grids: list) -> Found:
     return Found(not wrong, "FVU at " + ours, why, runs, lambda: control(KNOWN), grids)
 
 
-def draw(runs: list) -> None:
-    """FVU over measured L0, mean and range of seeds."""
-    figure, axis = axes("FVU over L0, pocket-lm, 512 latents", "L0", "FVU")
-    for name, sweep in SWEEPS.items():
-        points = [
-            tuple(of(runs, score, method=name, **setting) for score in ("l0", "fvu"))
-            for setting in map(noted, itertools.repeat(name), sweep)
-        ]
-        points.sort(key=lambda p: statistics.mean(p[0]))
-        x, y = ([statistics.mean(p[i]) for p in points] for i in (0, 1))
-        axis.plot(x, y, marker="o", markersize=3, label=name)
-        low, high = ([f(p[1]) for p in points] for f in (min, max))
-        axis.fill_between(x, low, high, alpha=0.2)
+def draw(found: dict) -> None:
+    """FVU over L0, mean and range of seeds."""
+    figure, axis = axes("FVU at equal L0, pocket-lm, 512 latents", "L0", "FVU")
+    for name in SWEEPS:
+        values = [found[name, l0] for l0 in L0S]
+        axis.plot(L0S, list(map(statistics.mean, values)), marker="o", markersize=3, label=name)
+        axis.fill_between(L0S, list(map(min, values)), list(map(max, values)), alpha=0.2)
     axis.set(xscale="log", yscale="log")
+    axis.set_xticks(L0S, list(map(str, L0S)))
+    axis.minorticks_off()
+    ticks = (0.09, 0.1, 0.12, 0.14)
+    axis.set_yticks(ticks, list(map(str, ticks)))
     axis.legend(frameon=False)
     save(figure, "frontier")
 
