@@ -52,7 +52,7 @@ BY_K = ("topk", "batch_topk")
 
 def run(small: bool) -> Found:
     train, tune, test = pocket_rows(small)
-    steps, seeds = (30, SEEDS[:1]) if small else (400, SEEDS)
+    steps = 30 if small else 400
     if small:
         how = {"steps": steps, "lr": LR, "seed": 1}
         runs = [fitted(name, SWEEPS[name][0], train, test, N, **how) for name in SWEEPS]
@@ -71,7 +71,7 @@ def run(small: bool) -> Found:
         grids.append(best_rate(f"{name}, L0 {l0}", fvu))
         rate[name, l0] = grids[-1]["lr"]
     wanted = dict.fromkeys((n, i, lr) for (n, l0), lr in rate.items() for i in settings(n, l0))
-    for (name, i, lr), seed in itertools.product(wanted, seeds):
+    for (name, i, lr), seed in itertools.product(wanted, SEEDS):
         setting = SWEEPS[name][i]
         runs.append(fitted(name, setting, train, test, N, steps=steps, lr=lr, seed=seed))
     found = {(name, l0): fvus(runs, name, l0, lr) for (name, l0), lr in rate.items()}
