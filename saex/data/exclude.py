@@ -45,13 +45,14 @@ class Kept:
           chunks: [n] numbers of chunks.
           begins, ends: [n] from which to which of its kept rows each chunk gives.
         """
+        if self.mask is None:
+            rows, counts = np.diff(self.chunks[chunks])[:, 0], ends - begins
+            ahead = np.cumsum(rows) - rows + begins - (np.cumsum(counts) - counts)
+            return np.repeat(ahead, counts) + np.arange(counts.sum())
         parts, at = [np.zeros(0, np.int64)], 0
         for chunk, low, high in zip(chunks, begins, ends):
             start, stop = self.chunks[chunk]
-            kept = np.arange(low, high)
-            if self.mask is not None:
-                kept = np.flatnonzero(self.mask[start:stop])[low:high]
-            parts.append(kept + at)
+            parts.append(np.flatnonzero(self.mask[start:stop])[low:high] + at)
             at += stop - start
         return np.concatenate(parts)
 

@@ -136,6 +136,8 @@ def cut(job: Job) -> list[Job]:
     """The job in pieces that are worth a thread each."""
     chunk_bytes = max(1, job.shard.chunk_rows * job.shard.row_bytes)
     step = max(1, min(_JOB_BYTES // chunk_bytes, _JOB_CHUNKS)) * job.shard.chunk_rows
+    if job.start % step + job.stop - job.start <= step:
+        return [job]
     places = [job.start, *range(job.start - job.start % step + step, job.stop, step), job.stop]
     return [
         Job(job.shard, a, b, job.out[a - job.start : b - job.start])

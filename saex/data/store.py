@@ -154,8 +154,9 @@ class Store:
             quantise.decode(name, column, arrays, out[:rows])
             return rows
         parts, at = [], 0
-        for start, stop in ranges:
-            for segment, lo, hi in self._split(start, stop):
+        first = np.searchsorted(self._starts, [start for start, _ in ranges], side="right") - 1
+        for (start, stop), one in zip(ranges, first.tolist()):
+            for segment, lo, hi in self._split(start, stop, one):
                 parts.append((segment, lo, hi, out[at : at + hi - lo]))
                 at += hi - lo
         checked = checksums or isinstance(self.path, RemotePath)
@@ -234,10 +235,12 @@ class Store:
         self._raw[segment, name] = shard
         return shard
 
-    def _split(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Range of the store -> ranges inside segments: (segment, start, stop)."""
+    def _split(self, start: int, stop: int, segment: int) -> list[tuple[int, int, int]]:
+        """Range of the store -> ranges inside segments: (segment, start, stop).
+
+        ``segment``: where it begins.
+        """
         parts = []
-        segment = int(np.searchsorted(self._starts, start, side="right")) - 1
         while start < stop:
             base, end = int(self._starts[segment]), int(self._starts[segment + 1])
             parts.append((segment, start - base, min(stop, end) - base))
