@@ -227,6 +227,7 @@ def test_training_step(mesh, backend, monkeypatch):
     assert temp(program) < 2 * 4 * rows * n + 5 * 4 * n * d
 
 
+@pytest.mark.slow  # what is lowered is looked at in tests/kernels/test_lowering.py
 def test_jump_relu_step_scatters_no_floats(mesh):
     """Its thresholds and its encoder's bias are sums over slots of candidates."""
     sae = JumpReLU(256, 16384, capacity=32)
