@@ -93,8 +93,8 @@ def table(record: dict[str, Any]) -> str:
     lines = [
         "# Every method by its command",
         "",
-        f"`{record['command']}`  ",
-        f"{record['date']}, {record['machine']}. Methods with a penalty have the L0 that came out.",
+        "`python experiments/benchmarks/methods.py`, some rows anew by `--only`, at their dates.  ",
+        f"{record['machine']}. Methods with a penalty have the L0 that came out.",
         "",
         "| method | FVU | L0 | cosine | loss recovered | dead | seconds | with harvest | date |",
         "|---|---|---|---|---|---|---|---|---|",
