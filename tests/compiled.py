@@ -7,9 +7,9 @@ import re
 import jax
 import jax.numpy as jnp
 
-from saex.sharding import DATA, make_mesh
+from saex.sharding import DATA, make_mesh, member_axis
 from saex.train.optim import Optim
-from saex.train.stack import make_stack_step
+from saex.train.stack import make_stack_step, places
 from saex.train.state import abstract_state
 from saex.train.step import hyper_arrays, make_step
 
@@ -17,7 +17,10 @@ BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, 
 
 
 def train_step(sae, batch, config, mesh=None, platform="cpu", members=1):
-    """The compiled step of ``sae`` for ``batch`` bfloat16 rows, from shapes alone; or a stack's."""
+    """The compiled step of ``sae`` for ``batch`` bfloat16 rows, from shapes alone; or a stack's.
+
+    Members are one behind the other, or on a mesh with a sweep axis on its places.
+    """
     mesh = make_mesh(config) if mesh is None else mesh
     optim = Optim()
     with jax.set_mesh(mesh):
@@ -32,11 +35,21 @@ def train_step(sae, batch, config, mesh=None, platform="cpu", members=1):
             for name in jax.eval_shape(lambda: hyper_arrays(sae, optim, 100))
         }
         if members > 1:
-            step, many = make_stack_step(sae, optim, 100), lambda one: [one] * members
-            traced = step.trace(many(state), {"x": x}, many(key), many(hyper))
+            each = [[jax.tree.map(_joined, one)] * (members // places(mesh))
+                    for one in (state, key, hyper)]  # fmt: skip
+            traced = make_stack_step(sae, optim, 100).trace(each[0], {"x": x}, *each[1:])
         else:
             traced = make_step(sae, optim, 100).trace(state, {"x": x}, key, hyper)
         return traced.lower(lowering_platforms=(platform,)).compile()
+
+
+def _joined(leaf):
+    """The arrays of as many members as the mesh has places, as one; nothing of it without them."""
+    mesh = leaf.sharding.mesh
+    if not (axis := member_axis(mesh)):
+        return leaf
+    where = jax.NamedSharding(mesh, jax.P(*axis, *leaf.sharding.spec))
+    return jax.ShapeDtypeStruct((places(mesh), *leaf.shape), leaf.dtype, sharding=where)
 
 
 def bytes_of(compiled):

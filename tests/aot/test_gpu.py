@@ -21,10 +21,8 @@ from saex.kernels.topk import xla_gpu as topk_xla
 from saex.sae.jump_relu import JumpReLU
 from saex.sae.topk import TopK
 from saex.sharding import MeshConfig
-from saex.train.optim import Optim
-from saex.train.state import abstract_state
-from saex.train.step import hyper_arrays, make_step
 from tests.aot.test_collectives import check_bytes
+from tests.compiled import train_step
 
 pytestmark = pytest.mark.aot
 
@@ -186,26 +184,6 @@ def test_hopper_encode_topk(mesh, b, d, n, k):
 # --------------------------------------------------------------------------------- the whole step
 
 
-def step_of(mesh, sae, rows):
-    """The compiled training step of a batch of ``rows``."""
-    optim = Optim()
-    with jax.set_mesh(mesh):
-        state = abstract_state(sae, optim.transformation(), mesh)
-        batch = jax.NamedSharding(mesh, jax.P("data"))
-        batch = {"x": jax.ShapeDtypeStruct((rows, sae.d_in), jnp.bfloat16, sharding=batch)}
-        alone = jax.NamedSharding(mesh, jax.P())
-
-        def lone(make):
-            return jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=alone),
-                jax.eval_shape(make),
-            )
-
-        key, hyper = lone(lambda: jax.random.key(0)), lone(lambda: hyper_arrays(sae, optim, 100))
-        step = make_step(sae, optim, 100)
-        return step.trace(state, batch, key, hyper).lower(lowering_platforms=("cuda",)).compile()
-
-
 @pytest.mark.parametrize("backend", ["gpu", "pallas_gpu"])
 def test_training_step(mesh, backend, monkeypatch):
     for table in (
@@ -219,7 +197,7 @@ def test_training_step(mesh, backend, monkeypatch):
     jax.clear_caches()  # the loss of an equal dictionary was traced with the other backends
     rows, n, d, k = 1024, 16384, 256, 32
     sae = TopK(d_in=d, n=n, k=k, matmul_dtype="bfloat16")
-    program = step_of(mesh, sae, rows)
+    program = train_step(sae, rows, MeshConfig(), mesh, "cuda")
     assert (MOSAIC in program.as_text()) == (backend == "pallas_gpu")
     assert n not in sorted_widths(program)
     # only AuxK's loop has some: it adds blocks of dead latents to their rows, where there are any
@@ -231,7 +209,7 @@ def test_training_step(mesh, backend, monkeypatch):
 def test_jump_relu_step_scatters_no_floats(mesh):
     """Its thresholds and its encoder's bias are sums over slots of candidates."""
     sae = JumpReLU(256, 16384, capacity=32)
-    program = step_of(mesh, sae, 1024)
+    program = train_step(sae, 1024, MeshConfig(), mesh, "cuda")
     assert " conditional(" in program.as_text()  # candidates, and the way out
     assert not float_scatters(program)
 
@@ -242,8 +220,9 @@ def test_training_step_of_four_devices(mesh):
     devices = np.array(topology.devices).reshape(2, 2)
     four = jax.sharding.Mesh(devices, ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
     rows, sae = 1024, TopK(256, 16384, 32, matmul_dtype="bfloat16")
-    program = step_of(four, sae, rows)
-    check_bytes(program, sae, rows, MeshConfig(2, 2))
+    config = MeshConfig(2, 2)
+    program = train_step(sae, rows, config, four, "cuda")
+    check_bytes(program, sae, rows, config)
     text = program.as_text()
     gathers = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
     assert gathers and not [g for g in gathers if re.search(r"\[\d+,(8192|16384)\]", g)]

@@ -23,11 +23,8 @@ from saex.kernels.topk import pallas_tpu as topk_tpu
 from saex.kernels.topk import pallas_tpu_bins as bins
 from saex.sae.topk import TopK
 from saex.sharding import MeshConfig
-from saex.train.optim import Optim
-from saex.train.stack import make_stack_step
-from saex.train.state import abstract_state
-from saex.train.step import hyper_arrays, make_step
 from tests.aot.test_collectives import check_bytes
+from tests.compiled import exchanges, train_step
 
 pytestmark = pytest.mark.aot
 
@@ -174,36 +171,6 @@ def test_adam_is_one_kernel_in_place(tpu, shape):
     assert moved(adam_ref.adam).cost_analysis()["bytes accessed"] >= 2 * 28 * n * d
 
 
-def step_of(mesh, sae, rows, slots=None):
-    """The compiled training step of a batch of ``rows`` on the mesh; of a stack, with slots."""
-    optim = Optim()
-    with jax.set_mesh(mesh):
-        state = abstract_state(sae, optim.transformation(), mesh)
-        rows_in = jax.NamedSharding(mesh, jax.P("data"))
-        batch = {"x": jax.ShapeDtypeStruct((rows, sae.d_in), jnp.bfloat16, sharding=rows_in)}
-        alone = jax.NamedSharding(mesh, jax.P())
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=alone)
-        hyper = jax.eval_shape(lambda: hyper_arrays(sae, optim, 100))
-        hyper = {
-            k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=alone) for k, v in hyper.items()
-        }
-        step, args = make_step(sae, optim, 100), [state, batch, key, hyper]
-        if slots:
-            step = make_stack_step(sae, optim, 100)
-            args = [a if a is batch else (jax.tree.map(joined, a),) * slots for a in args]
-        return step.trace(*args).lower(lowering_platforms=("tpu",)).compile()
-
-
-def joined(leaf):
-    """The arrays of as many members as the mesh has places, as one."""
-    mesh = leaf.sharding.mesh
-    if "sweep" not in mesh.axis_names:
-        return leaf
-    where = jax.NamedSharding(mesh, jax.P("sweep", *leaf.sharding.spec))
-    return jax.ShapeDtypeStruct((mesh.shape["sweep"], *leaf.shape), leaf.dtype, sharding=where)
-
-
 @pytest.mark.parametrize(
     ("tpu", "model"),
     [
@@ -215,24 +182,24 @@ def joined(leaf):
 def test_training_step(tpu, model):
     rows, n, d, k = (1024, 16384, 256, 32) if model > 1 else (256, 8192, 128, 8)
     sae = TopK(d_in=d, n=n, k=k, matmul_dtype="bfloat16")
-    program = step_of(mesh_of(tpu, 1, model), sae, rows)
+    config = MeshConfig(1, model)
+    program = train_step(sae, rows, config, mesh_of(tpu, 1, model), "tpu")
     assert kernel_vmem(program)
     assert not score_sorts(program, n // model)
     text = program.as_text()
     gathers = re.findall(r"= (\S+) all-gather(?:-start)?\(", text)
     assert not [shape for shape in gathers if f"[{rows},{n}]" in shape]
     assert bool(gathers) == (model > 1)
-    check_bytes(program, sae, rows, MeshConfig(1, model))
+    check_bytes(program, sae, rows, config)
     assert len(re.findall(r"%adam[.\d]* = .*tpu_custom_call", text)) == 2
 
 
 def test_training_step_of_a_stack():
     """Members one behind the other hold kernels of their own; those on a sweep axis do not talk."""
-    rows, n, d, k = 256, 8192, 128, 8
-    sae = TopK(d_in=d, n=n, k=k, matmul_dtype="bfloat16")
-    text = step_of(mesh_of("v5e"), sae, rows, slots=2).as_text()
+    sae = TopK(d_in=128, n=8192, k=8, matmul_dtype="bfloat16")
+    text = train_step(sae, 256, MeshConfig(), mesh_of("v5e"), "tpu", members=2).as_text()
     assert len(re.findall(r"%adam[.\d]* = .*tpu_custom_call", text)) == 4
-    program = step_of(mesh_of("v5e", sweep=2), sae, rows, slots=1)
-    assert kernel_vmem(program) and not score_sorts(program, n)
-    talk = re.findall(r"(all-reduce|all-gather|reduce-scatter|all-to-all)\(", program.as_text())
-    assert not talk
+    config = MeshConfig(sweep=2)
+    program = train_step(sae, 256, config, mesh_of("v5e", sweep=2), "tpu", members=2)
+    assert kernel_vmem(program) and not score_sorts(program, sae.n)
+    assert not exchanges(program)

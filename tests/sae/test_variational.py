@@ -116,13 +116,12 @@ def test_all_latents_selected_is_all_latents():
     """With k = n and every z above 0 the masked divergence is the whole one, gradients too."""
     _, params, stats = made()
     params["b_enc"], params["b_var"] = params["b_enc"] + 4, params["b_var"] - 4
-    one, all_of_them = (
-        jax.value_and_grad(
-            lambda p: loss_of(made(k=N, kl_over=over, kl_coefficient=0.1)[0], p, stats, sample()),  # noqa: B023
-            has_aux=True,
-        )(params)
-        for over in ("selected", "all")
-    )
+
+    def of(over):
+        sae = made(k=N, kl_over=over, kl_coefficient=0.1)[0]
+        return jax.value_and_grad(lambda p: loss_of(sae, p, stats, sample()), has_aux=True)(params)
+
+    one, all_of_them = map(of, ("selected", "all"))
     assert float(one[0][1].metrics["l0"]) == N
     np.testing.assert_allclose(one[0][0], all_of_them[0][0], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one[1], all_of_them[1])
