@@ -28,7 +28,7 @@ SAES = {
         "n": 4096,  # latents; no default
         "l1": 0.02,  # weight of the sum of latents times decoder norms, for normalised rows
         "l1_warmup_steps": 1000,  # steps over which that weight grows from 0
-        "capacity": None,  # candidates a row in training; 0: dense; None: 256 or dense
+        "capacity": None,  # room in training, latents a row in the mean; 0: dense; None: what pays
         "decoder_norm": 0.1,  # norm of decoder rows at the start
         "dead_after_tokens": 10_000_000,  # rows without firing: a metric only, nothing is revived
         "normalize": "unit_mean_square",  # as above
@@ -39,7 +39,7 @@ SAES = {
         "d_in": 256,  # width of the site's activations; no default
         "n": 4096,  # latents; no default
         "k": 32,  # mean of active latents a row
-        "capacity": None,  # candidates a row in training; 0: dense; None: 8 k or dense
+        "capacity": None,  # room in training, latents a row in the mean; 0: dense; None: 2 k
         "threshold_rate": 0.01,  # weight of a batch in the inference threshold's running mean
         "aux_coefficient": 1 / 32,  # as topk's
         "k_aux": None,  # as topk's
@@ -56,7 +56,7 @@ SAES = {
         "l0_warmup_steps": 10_000,  # steps over which that weight grows from 0
         "bandwidth": 0.001,  # width of the rectangle that thresholds feel; 0.03 for short runs
         "threshold": 0.001,  # of all latents at the start; 0.03 for short runs
-        "capacity": None,  # candidates a row in training; 0: dense; None: 256 or dense
+        "capacity": None,  # room in training, latents a row in the mean; 0: dense; None: what pays
         "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
         "normalize": "unit_mean_square",  # as above
         "b_dec_init": "geometric_median",  # as above
@@ -67,7 +67,7 @@ SAES = {
         "n": 4096,  # latents; no default
         "l1": 0.1,  # weight of the sum of open gates, for normalised rows
         "l1_warmup_steps": 1000,  # steps over which that weight grows from 0
-        "capacity": None,  # candidates a row in training; 0: dense; None: 256 or dense
+        "capacity": None,  # room in training, latents a row in the mean; 0: dense; None: what pays
         "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
         "normalize": "unit_mean_square",  # as topk's
         "b_dec_init": "geometric_median",  # as topk's
@@ -79,8 +79,7 @@ SAES = {
         "k": 32,  # mean of active latents a row
         "fractions": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32),  # shares of the latents, by group
         "sampled": 0,  # prefixes drawn anew in each step, instead of fractions; 0: none
-        "capacity": None,  # candidates a row in training; 0: dense; None: 8 k or dense
-        "group_capacity": None,  # slots a row and group in training; None: 2 k
+        "capacity": None,  # room in training, latents a row in the mean; 0: dense; None: 2 k
         "threshold_rate": 0.01,  # weight of a batch in the inference threshold's running mean
         "aux_coefficient": 1 / 32,  # as topk's
         "k_aux": None,  # as topk's
@@ -165,7 +164,6 @@ SAES = {
         "d_in": 256,  # width of the site's activations; no default
         "n": 4096,  # latents; no default
         "afa": 1 / 64,  # weight of the norm loss; L0 grows with it
-        "capacity": 0,  # candidates a row in training; 0: dense
         "aux_coefficient": 1 / 32,  # as topk's
         "k_aux": None,  # as topk's
         "dead_after_tokens": 10_000_000,  # as topk's
@@ -177,7 +175,7 @@ SAES = {
         "d_in": 256,  # width of the site's activations; no default
         "n": 4096,  # latents; no default
         "k": 32,  # mean of active latents a row
-        "capacity": None,  # candidates a row in training; 0: dense; None: 8 k or dense
+        "capacity": None,  # room in training, latents a row in the mean; 0: dense; None: 2 k
         "threshold_rate": 0.01,  # weight of a batch in the inference threshold's running mean
         "aux_coefficient": 1 / 32,  # weight of aux_zipf
         "k_aux": None,  # underused latents that may serve a row; None: as topk's
@@ -243,7 +241,7 @@ SAES = {
         "n": 4096,  # latents; no default
         "l1": 0.01,  # weight of the sum of latents, for normalised rows
         "l1_warmup_steps": 1000,  # steps over which that weight grows from 0
-        "capacity": None,  # candidates a row in training; 0: dense; None: 256 or dense
+        "capacity": None,  # room in training, latents a row in the mean; 0: dense; None: what pays
         "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
         "normalize": "unit_mean_square",  # as above, x and y each
         "b_init": "mean",  # where b_in and b_dec start; or "geometric_median", "zeros"
@@ -267,7 +265,7 @@ SAES = {
         "widths": (),  # of each site: (256, 256); (): one site
         "l1": 0.02,  # weight of latents times the sum over sites of decoder norms
         "l1_warmup_steps": 1000,  # steps over which that weight grows from 0
-        "capacity": None,  # candidates a row in training; 0: dense; None: 256 or dense
+        "capacity": None,  # room in training, latents a row in the mean; 0: dense; None: what pays
         "decoder_norm": 0.1,  # norm of decoder rows at each site at the start
         "dead_after_tokens": 10_000_000,  # rows without firing: a metric only
         "normalize": "unit_mean_square",  # as above, each site

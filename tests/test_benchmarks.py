@@ -124,19 +124,13 @@ def test_forms_of_an_op_do_the_same(script, op):
 
 def test_selections_keep_the_same_latents(script):
     ops = script("ops_cpu")
-    b, d, n, k = 64, 32, 8192, 4
-    calls = ops.ops(b, d, n, k)["batch selection"]()
-    plain, ((values, _, wide), indices) = (calls[name]() for name in ("plain", "cpu"))
-    assert not wide.any() and int((np.asarray(plain) > 0).sum()) == b * k
-    dense = np.zeros((b, n), np.float32)
-    np.put_along_axis(dense, np.asarray(indices), np.asarray(values), axis=1)
-    np.testing.assert_allclose(dense, plain, rtol=1e-5)
-    calls = ops.ops(16, d, 16384, k)["threshold selection"]()
-    plain, (f, indices, wide) = (calls[name]() for name in ("plain", "cpu"))
-    assert not wide.any()
-    dense = np.zeros((16, 16384), np.float32)
-    np.put_along_axis(dense, np.asarray(indices), np.asarray(f), axis=1)
-    np.testing.assert_allclose(dense, plain, rtol=1e-5, atol=1e-6)
+    for op, b, n in (("batch selection", 64, 8192), ("threshold selection", 16, 16384)):
+        calls = ops.ops(b, 32, n, 4)[op]()
+        plain, (codes, fits) = (calls[name]() for name in ("plain", "cpu"))
+        assert fits and (op[0] == "t" or int((np.asarray(plain) > 0).sum()) == b * 4)
+        dense = np.zeros((b + 1, n), np.float32)
+        np.add.at(dense, (np.asarray(codes.rows)[:, None], codes.indices), codes.values)
+        np.testing.assert_allclose(dense[:b], plain, rtol=1e-5, atol=1e-6)
 
 
 def test_every_op_has_a_floor(script):
@@ -222,16 +216,16 @@ def test_peers_are_held_to_the_goals(script):
 
 def test_every_op_of_a_gpu_has_a_floor_and_a_call(script):
     gpu, ops = script("gpu"), script("gpu_ops")
-    assert (gpu.DEAD, gpu.CANDIDATES) == (ops.DEAD, ops.CANDIDATES)
+    assert gpu.DEAD == ops.DEAD
     machine, (b, d, n, k) = gpu.cost.hardware("h200"), gpu.TINY["tiny"]
     for op in ops.OPS:
         assert gpu.floor(op, b, d, n, k, machine) > 0
     calls = ops.batch(b, d, n, k)
-    kept = [np.asarray(a) for a in (calls["candidates"]()[0][0], calls["dense"]()[0])]
+    kept = [np.asarray(a) for a in (calls["sparse"]()[0].values, calls["dense"]())]
     assert (kept[0] > 0).sum() == (kept[1] > 0).sum() == b * k
     np.testing.assert_allclose(*(np.sort(a[a > 0]) for a in kept), rtol=1e-5)
     calls = ops.threshold(b, d, n, k)
-    values, p = (np.asarray(a) for a in (calls["candidates"]()[0], calls["dense"]()))
+    values, p = (np.asarray(a) for a in (calls["sparse"]()[0].values, calls["dense"]()))
     np.testing.assert_allclose(np.sort(values[values != 0]), np.sort(p[p != 0]), rtol=1e-5)
 
 
@@ -289,7 +283,7 @@ def test_all_of_the_gpu_benchmark_works_without_one(tmp_path):
 
 CPU_SCRIPTS = {  # and what makes them small
     "ops_cpu": ["--tiny"],
-    "candidates_cpu": ["--tiny"],
+    "ways_cpu": ["--tiny"],
     "step_cpu": ["--tiny", "--only", "saex", "--dtypes", "float32", "bfloat16"],
     "topk_cpu": ["--widths", "1024", "--ks", "8", "--rounds", "1"],
 }

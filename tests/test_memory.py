@@ -22,28 +22,30 @@ CASES = {  # a dictionary, rows, a mesh: each is at its largest in another momen
     "fsdp": (TopK(512, 8192, 32), 1024, MeshConfig(8, 1, strategy="fsdp")),
     "fsdp, latents split": (TopK(256, 32768, 64), 2048, MeshConfig(2, 4, strategy="fsdp")),
     "dense codes": (ReLU(256, 8192, capacity=0), 1024, MeshConfig(1, 1)),
-    "candidates above 0": (ReLU(256, 8192), 1024, MeshConfig(1, 1)),
-    "candidates of a batch": (BatchTopK(512, 8192, 32), 2048, MeshConfig(1, 1)),
-    "no candidates, AuxK": (BatchTopK(256, 2048, 32), 4096, MeshConfig(1, 1)),
-    "candidates, few rows": (BatchTopK(1024, 8192, 32), 512, MeshConfig(1, 1)),
-    "candidates, latents split": (BatchTopK(512, 16384, 16), 1024, MeshConfig(1, 2)),
-    "candidates above thresholds": (JumpReLU(512, 16384), 2048, MeshConfig(1, 1)),
+    "found above 0": (ReLU(256, 8192), 1024, MeshConfig(1, 1)),
+    "found of a batch": (BatchTopK(512, 8192, 32), 2048, MeshConfig(1, 1)),
+    "of a batch densely, AuxK": (BatchTopK(256, 1008, 32), 4096, MeshConfig(1, 1)),
+    "found, few rows": (BatchTopK(1024, 8192, 32), 512, MeshConfig(1, 1)),
+    "found, latents split": (BatchTopK(512, 16384, 16), 1024, MeshConfig(1, 2)),
+    "found above thresholds": (JumpReLU(512, 16384), 2048, MeshConfig(1, 1)),
     "thresholds, few rows": (JumpReLU(1024, 8192), 512, MeshConfig(1, 1)),
     "thresholds, both split": (JumpReLU(512, 16384), 2048, MeshConfig(2, 2)),
     "prefixes": (Matryoshka(512, 2048), 2048, MeshConfig(1, 1)),
+    "prefixes, densely": (Matryoshka(512, 512), 2048, MeshConfig(1, 1)),
 }
 
 
-METHODS = ("candidates of a batch", "thresholds, few rows")
+METHODS = ("found of a batch", "thresholds, few rows")
 SLOW = (  # the others cover the moments
     "few latents",
     "fsdp, latents split",
     "candidates of AuxK",
-    "candidates, few rows",
-    "no candidates, AuxK",
-    "candidates, latents split",
+    "found, few rows",
+    "of a batch densely, AuxK",
+    "found, latents split",
     "thresholds, both split",
     "prefixes",
+    "prefixes, densely",
 )
 EACH = [
     *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW),
@@ -75,7 +77,7 @@ def test_a_stack_is_predicted_within_a_tenth(sae):
 def test_the_cases_differ_in_what_is_largest():
     moments = [cost.memory(*CASES[name]).moments for name in CASES]
     largest = {max(m, key=lambda name: m[name]) for m in moments}
-    assert largest == {"selection", "auxk", "update", "codes", "mixed"}
+    assert largest == {"selection", "auxk", "update", "codes"}
 
 
 def test_fsdp_stores_a_part_where_tp_stores_a_copy():

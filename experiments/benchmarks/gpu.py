@@ -46,7 +46,7 @@ GOALS = {  # how many times as long as it a peer's step is to take, in bfloat16
     "sae-lens, compiled": 3,
     "sae-lens, sparse activations": 3,
 }
-DEAD, CANDIDATES = 8, 256  # of gpu_ops.py, which would start a device here
+DEAD = 8  # of gpu_ops.py, which would start a device here
 
 
 def main() -> None:
@@ -184,8 +184,8 @@ def floor(op: str, b: int, d: int, n: int, k: int, machine: Any) -> float:
     parts = {
         "encode": [("encode", n, k, half)],
         "AuxK": [("decode", n, k, full), ("backward", n, k, full), ("auxk", n // DEAD, k, half)],
-        "batch selection": [("encode", n, min(8 * k, n), half), ("cut", n, min(8 * k, n), full)],
-        "threshold selection": [("encode", n, min(CANDIDATES, n), half)],
+        "batch selection": [("above", n, 2 * k, half), ("cut", n, 2 * k, full)],
+        "threshold selection": [("above", n, 4 * k, half)],
         "Adam": [("adam", n, k, full)],
     }
     parts = parts.get(op, [(op, n, k, full)])

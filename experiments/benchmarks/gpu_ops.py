@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from measure import zipf_codes, zipf_rows
 
 from saex.kernels import encode_topk, sparse_affine, sparse_decode, topk
+from saex.kernels.encode_above import encode_above
 from saex.kernels.sparse_affine.dead import listed
 from saex.sae import selection
+from saex.sae.ragged import laid_out
 from saex.train.descent import descend
 from saex.train.optim import Optim
 
@@ -22,7 +24,6 @@ TABLES = {
     "backward": sparse_affine.GRADS,
 }
 DEAD = 8  # one latent of so many is dead where AuxK is measured
-CANDIDATES = 256  # of JumpReLU; of BatchTopK 8 k
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -116,18 +117,22 @@ def aux(b: int, d: int, n: int, k: int) -> Calls:
 
 
 def batch(b: int, d: int, n: int, k: int) -> Calls:
-    """Encoder, and what is among a batch's b k largest (BatchTopK), of candidates and of all."""
+    """Encoder, and what is among a batch's b k largest (BatchTopK), sparsely and densely."""
     x, w = jnp.asarray(zipf_rows(b, d)), weights(d, n)
+    p = jax.nn.relu(encode_topk.pre_activations(x[:256], *w, "bfloat16"))
+    least = jnp.full((n,), selection.BELOW_LAST * selection.batch_cut(min(b, 256) * k, p))
 
-    def candidates(x, *w):
-        values, indices = encode_topk.encode_topk(x, *w, min(8 * k, n), "bfloat16")
-        return selection.top_of_batch(jax.nn.relu(values), n, b * k)[:2], indices
+    def sparse(x, *w):
+        above = encode_above(x, *w, least, 2 * k, "bfloat16")
+        values = jax.nn.relu(above.values)
+        keep = (values >= selection.batch_cut(b * k, values)) & (values > 0)
+        return laid_out(above, keep, values, b, 2 * b * k)
 
     def dense(x, *w):
         p = jax.nn.relu(encode_topk.pre_activations(x, *w, "bfloat16"))
-        return selection.top_of_batch(p, n, b * k)[:2]
+        return jnp.where(p >= selection.batch_cut(b * k, p), p, 0)
 
-    return {"candidates": jitted(candidates, x, *w), "dense": jitted(dense, x, *w)}
+    return {"sparse": jitted(sparse, x, *w), "dense": jitted(dense, x, *w)}
 
 
 def threshold(b: int, d: int, n: int, k: int) -> Calls:
@@ -135,17 +140,16 @@ def threshold(b: int, d: int, n: int, k: int) -> Calls:
     x, (b_pre, W, b_enc) = jnp.asarray(zipf_rows(b, d)), weights(d, n)
     theta = jnp.full((n,), jnp.quantile(scores(min(b, 256), d, n), 1 - k / n))
 
-    def candidates(x, W, theta):
-        size = min(CANDIDATES, n)
-        over, indices = encode_topk.encode_topk(x, b_pre, W, b_enc - theta, size, "bfloat16")
-        return jnp.where(over > 0, over + theta[indices], 0), indices, over[:, -1] > 0
+    def sparse(x, W, theta):
+        above = encode_above(x, b_pre, W, b_enc, theta, min(4 * k, n), "bfloat16")
+        return laid_out(above, above.values != -jnp.inf, above.values, b, b * min(4 * k, n))
 
     def dense(x, W, theta):
         p = encode_topk.pre_activations(x, b_pre, W, b_enc, "bfloat16")
         return jnp.where(p > theta[None], p, 0)
 
     arrays = x, W, theta
-    return {"candidates": jitted(candidates, *arrays), "dense": jitted(dense, *arrays)}
+    return {"sparse": jitted(sparse, *arrays), "dense": jitted(dense, *arrays)}
 
 
 def adam(b: int, d: int, n: int, k: int) -> Calls:

@@ -9,11 +9,13 @@ import numpy as np
 import optax
 from measure import saex_step, zipf_codes, zipf_rows, zipf_scores
 
+from saex.kernels.encode_above import encode_above
 from saex.kernels.encode_topk import encode_topk, pre_activations
 from saex.kernels.sparse_affine import GRADS, sparse_affine
 from saex.kernels.sparse_decode import DECODE, DOTS, SCATTER, sparse_decode
 from saex.kernels.topk import IMPLS
 from saex.sae import SparseCodes, TopK, affine, losses, selection
+from saex.sae.ragged import laid_out
 from saex.train.descent import descend
 from saex.train.optim import Optim
 
@@ -131,38 +133,42 @@ def aux_calls(b: int, d: int, n: int, k: int) -> Calls:
 
 def batch_calls(b: int, d: int, n: int, k: int) -> Calls:
     """Encoder, and what is among a batch's b k largest (BatchTopK), without gradients."""
-    x, w = _unit_rows(b, d), _weights(d, n)
-    c = selection.candidates(None, 8 * k, n, 20)
+    x, w = _rows(b, d), _weights(d, n)
+    last = selection.batch_cut(min(b, 256) * k, affine.scores(w, x[:256]))
+    size = selection.room(None, n, k)
 
     def plain(w, x):
         p = jax.nn.relu(affine.scores(w, x))
         return jnp.where(p >= jax.lax.top_k(p.ravel(), b * k)[0][-1], p, 0)
 
     def ours(w, x):
-        if not c:  # as the method decides
+        if not size:  # as the method decides
             p = jax.nn.relu(affine.scores(w, x))
             return jnp.where(p >= selection.batch_cut(b * k, p), p, 0)
-        values, indices = encode_topk(x, w["b_dec"], w["W_enc"], w["b_enc"], c)
-        return selection.top_of_batch(jax.nn.relu(values), n, b * k), indices
+        least = jnp.broadcast_to(selection.BELOW_LAST * last, (n,))
+        above = encode_above(x, *affine.encoder(w), least, size)
+        values = jax.nn.relu(above.values)
+        keep = (values >= selection.batch_cut(b * k, values)) & (values > 0)
+        return laid_out(above, keep, values, b, b * size)
 
     return {"plain": _call(plain, w, x), "cpu": _call(ours, w, x)}
 
 
 def threshold_calls(b: int, d: int, n: int, k: int) -> Calls:
     """Encoder, and what is above one threshold a latent, k of a row (JumpReLU)."""
-    x, w = _unit_rows(b, d), _weights(d, n)
+    x, w = _rows(b, d), _weights(d, n)
     cut = jnp.quantile(affine.scores(w, x[:256]), 1 - k / n)
-    theta, c = jnp.full((n,), cut), selection.candidates(None, 256, n, 48)
+    theta, size = jnp.full((n,), cut), selection.room(None, n)
 
     def plain(w, x):
         p = affine.scores(w, x)
         return jnp.where(p > theta[None], p, 0)
 
     def ours(w, x):
-        if not c:
+        if not size:
             return plain(w, x)
-        over, indices = encode_topk(x, w["b_dec"], w["W_enc"], w["b_enc"] - theta, c)
-        return jnp.where(over > 0, over + theta[indices], 0), indices, over[:, -1] > 0
+        above = encode_above(x, *affine.encoder(w), theta, size)
+        return laid_out(above, above.values != -jnp.inf, above.values, b, b * size)
 
     return {"plain": _call(plain, w, x), "cpu": _call(ours, w, x)}
 
@@ -292,12 +298,6 @@ def _normal(seed: int, *shape: int) -> jax.Array:
 
 def _rows(b: int, d: int) -> jax.Array:
     return jnp.asarray(zipf_rows(b, d))
-
-
-def _unit_rows(b: int, d: int) -> jax.Array:
-    """Of norm 1: of random weights a long row has more active latents than there are candidates."""
-    x = _rows(b, d)
-    return x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
 
 def _scores(b: int, n: int) -> jax.Array:

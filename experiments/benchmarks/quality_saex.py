@@ -14,7 +14,7 @@ CLIP = {"topk": None, "batch_topk": None}  # else 0.01, as the configurations ha
 
 def train(method: str, s: Settings, data: Data, value: float, lr: float, seed: int) -> Trained:
     """Rows go in raw: params hold their scale."""
-    sae = _sae(method, s, value)
+    sae = dictionary(method, s, value)
     how = {"steps": s.steps, "lr": lr, "seed": seed, "clip": CLIP.get(method, 0.01)}
     params, _ = trained(sae, data.batches, sample=dict(data.sample), **how)
     data.done()
@@ -28,7 +28,8 @@ def train(method: str, s: Settings, data: Data, value: float, lr: float, seed: i
     return Trained(weights.folded(scale, float(params.get("y_scale", scale))), forward)
 
 
-def _sae(method: str, s: Settings, value: float) -> Any:
+def dictionary(method: str, s: Settings, value: float) -> Any:
+    """With the penalty or k that is swept."""
     name = "skip_transcoder" if method == "transcoder" else method
     own = _own(method, s, value)
     return SAES[name](d_in=s.d, n=s.n, dead_after_tokens=s.dead_after, **own)

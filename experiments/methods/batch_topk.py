@@ -3,7 +3,7 @@
     saex train --config=experiments/methods/batch_topk.py --workdir=runs/batch_topk
 
 To look at: L0 at inference against k (the threshold's), FVU against TopK's at the same L0, and
-"fallbacks" in metrics.jsonl, the steps so far in which candidates did not suffice.
+"fallbacks" in metrics.jsonl, the steps so far that were done densely.
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/batch_topk/store``
 serves the others of this folder. ``--config=experiments/methods/batch_topk.py:topk`` trains

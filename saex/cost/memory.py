@@ -12,7 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from saex.cost.slots import candidates, is_sparse, slots
+from saex.cost.slots import is_sparse, room, slots
 from saex.kernels.sparse_affine.dead import ROWS, block
 from saex.kernels.topk.cpu import GROUP, block_rows, by_network
 from saex.sharding import MeshConfig, bytes_per_device
@@ -30,7 +30,7 @@ class Held:
       scores: [rows, n] while latents are selected; one more where that is one call.
       rows: [b, d] before and after the decoder.
       member: (matrices, rows) that every further member of a stack keeps through the others' parts;
-        of one with dense codes all that it has.
+        of one that is done densely all that it has.
     """
 
     matrices: int
@@ -91,9 +91,11 @@ class HeldDensely:
 
 
 # Codes, scores and a gradient; and of methods with a threshold or a cut one array more, as bits or
-# counts. Methods that train on candidates are larger in the dense branch, which is there to fall
-# back to, and its matrices of zeros lie beside the other's: so they count as dense on a CPU.
+# counts. Methods that train on what they find are larger in the dense branch, which is there to
+# fall back to: so they count as dense on a CPU. Of them a further member of a stack keeps what
+# leaves its branches.
 PLAIN = HeldDensely(scores=3, matrices=1, aux=0, rows=3, update=4, update_aux=0)
+FOUND = (2, 1)  # as ``Held.member``
 CUT = HeldDensely(scores=4, matrices=4, aux=2, rows=2, update=8, update_aux=4)
 
 
@@ -242,12 +244,14 @@ def _auxk_on_tpu(sae: Any, b: int, mesh: MeshConfig, vmem: int) -> float:
 
 def _stacked(sae: Any, b: int, mesh: MeshConfig, slots: int) -> dict[str, int]:
     """What one member holds, and what the others keep meanwhile."""
-    if not is_sparse(sae):
-        return {name: slots * held for name, held in _dense(sae, b, mesh).items()}
+    sparse, found = is_sparse(sae), room(sae, mesh.model) > 0
+    one = (_sparse if sparse else _dense)(sae, b, mesh)
+    if not sparse and not found:
+        return {name: slots * held for name, held in one.items()}
     _, _, matrix, row = _sizes(sae, b, mesh)
-    matrices, rows = CPU.member
+    matrices, rows = CPU.member if sparse else FOUND
     others = (slots - 1) * (matrices * matrix + rows * row)
-    return {name: held + others for name, held in _sparse(sae, b, mesh).items()}
+    return {name: held + others for name, held in one.items()}
 
 
 def _sparse(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
@@ -298,10 +302,7 @@ def _dense(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
         "codes": held.scores * codes + held.matrices * matrix + held.rows * row,
         "update": held.update * matrix + row,
     }
-    few = candidates(sae, mesh.model) > 0
-    moments["codes"] += (4 if few else 2) * (slots(sae).parts - 1) * row
-    if few and held is CUT and not sae.frozen:
-        moments["mixed"] = 12 * matrix + 3 * row  # gradients of sparse rows and of dense ones
+    moments["codes"] += (1 if room(sae, mesh.model) else 3) * (slots(sae).parts - 1) * row
     if getattr(sae, "aux_coefficient", 0):
         moments["codes"] += held.aux * matrix
         moments["update"] += held.update_aux * matrix

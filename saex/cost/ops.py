@@ -11,7 +11,7 @@ def of_op(name: str, b: int, d: int, n: int, k: int, dtype: str = "float32") -> 
 
     Args:
       name: a key of ``OPS``. b: rows. d: width. n: latents; of "auxk" the dead ones.
-      k: slots a row; of "cut" the candidates.
+      k: slots a row; of "above" and "cut" what there is room for.
       dtype: of the matmul's inputs.
 
     Raises:
@@ -41,6 +41,7 @@ OPS = {
     "top_k": lambda b, d, n, k, s: [(0.0, 4 * b * n + 8 * b * k)],
     "cut": lambda b, d, n, k, s: [(0.0, 4 * b * k)],
     "encode": _encode,
+    "above": lambda b, d, n, k, s: [(2.0 * b * d * n, s * (n * d + b * d)), (0.0, 16 * b * k)],
     "decode": _gather,
     "dots": _gather,
     "scatter": _scatter,

@@ -17,9 +17,9 @@ A floor: what the best kernels would take, terms one after the other without ove
   of about sqrt(n / k), then k groups a row. Decode gathers k rows of W_dec a row. The backward pass
   gathers a row of the residual and one of the batch for each slot in use, and reads W_dec and
   W_enc once; the gradient of the pre-bias is a matrix-vector product.
-- Methods with dense codes that train on candidates select those of each row in the place of k, and
-  read them once more for a cut over the batch. Decode and backward gather what is in use: k a row,
-  an l0_target, else `active` or an eighth of the candidates. The dense fallback is not priced.
+- Methods with dense codes that train on what they find write it, with its places, as much as has
+  room, and read it, once more for a cut over the batch. Decode and backward gather what is in use:
+  k a row, an l0_target, else `active` or an eighth of the room. The dense fallback is not priced.
 - Dense codes: every matmul of the autodiff pass (10 b d n FLOPs, no gradient for the batch) and six
   passes over [b, n] arrays.
 - Optimiser: Adam reads and writes weights and two moments once, in the pass that makes the
@@ -71,7 +71,9 @@ def of_step(
 def _sparse(b: int, n: int, per_row: Slots, d_in: int, d_out: int, s: int) -> list[Term]:
     used, parts = b * per_row.used, per_row.parts
     gathers = s * used * (d_in + d_out) + s * n * (d_in + d_out)
-    select = selection(b, n, per_row.chosen, s) + (4 * b * per_row.chosen if per_row.batch else 0)
+    found = b * per_row.chosen
+    select = selection(b, n, per_row.chosen, s) if per_row.top else 16 * found
+    select += 4 * found if per_row.batch else 0
     return [
         Term("selection", 0.0, select),
         Term("decode", 2.0 * used * d_out, s * used * d_out + 4 * b * d_out * parts),

@@ -18,8 +18,8 @@ from saex.kernels.sparse_affine import sparse_affine, sparse_affine_aux
 from saex.kernels.sparse_affine.dead import cut as dead_cut
 from saex.kernels.sparse_affine.dead import largest, listed
 from saex.kernels.topk import top_k
-from saex.sae import losses, ops, pieces
-from saex.sae.base import ArraySpec, DenseCodes, LossCodes, MixedCodes, SparseCodes
+from saex.sae import losses, ops, sums
+from saex.sae.base import ArraySpec, DenseCodes, LossCodes, RaggedCodes, SparseCodes
 from saex.typing import Params
 
 Normalize = Literal["none", "unit_mean_square"]
@@ -109,7 +109,7 @@ def encoder(params: Params) -> tuple[Any, Any, Any]:
 
 def decode(params: Params, codes, matmul_dtype: str = "float32") -> Float[Array, "b d"]:
     """codes W_dec + b_dec, in scaled units, from one device's part of the latents."""
-    return pieces.decode_part(codes, params["W_dec"], matmul_dtype) + params["b_dec"][None]
+    return sums.decode_part(codes, params["W_dec"], matmul_dtype) + params["b_dec"][None]
 
 
 def decode_aux(
@@ -125,7 +125,7 @@ def decode_aux(
 
     Args:
       params, x, dead, k_aux, matmul_dtype: as ``decode_chosen_aux``.
-      codes: sparse or mixed ones as ``decode_chosen`` takes them; dense ones with a gradient of
+      codes: sparse or ragged ones as ``decode_chosen`` takes them; dense ones with a gradient of
         their own.
       coefficient: 0 leaves AuxK out.
     """
@@ -155,15 +155,15 @@ def decode_both(
     """
     if not coefficient:
         if isinstance(codes, DenseCodes):
-            y = pieces.decode_part(codes, params["W_dec"], matmul_dtype)
+            y = sums.decode_part(codes, params["W_dec"], matmul_dtype)
         else:
-            codes, y = decode_chosen(params, x, codes, matmul_dtype)
+            codes, y = decode_chosen(params, x, codes)
         return codes, y, None, jnp.zeros(())
     aux = dead, k_aux, matmul_dtype
     if not isinstance(codes, DenseCodes):
         return decode_chosen_aux(params, x, codes, *aux)
     _, _, y_dead, served = decode_chosen_aux(params, x, _nothing(x), *aux)
-    return codes, pieces.decode_part(codes, params["W_dec"], matmul_dtype), y_dead, served
+    return codes, sums.decode_part(codes, params["W_dec"], matmul_dtype), y_dead, served
 
 
 def aux_alone(
@@ -192,38 +192,37 @@ def _nothing(x: Float[Array, "b d"]) -> SparseCodes:
 
 
 def decode_chosen(
-    params: Any,
-    x: Float[Array, "b d"],
-    codes: SparseCodes | MixedCodes,
-    matmul_dtype: str = "float32",
-) -> tuple[Any, Float[Array, "b o"]]:
+    params: Any, x: Float[Array, "b d"], codes: SparseCodes | RaggedCodes, levels: int = 1
+) -> tuple[Any, Float[Array, "m o"]]:
     """(codes, reconstruction without bias), as functions of the affine encoder and decoder.
 
     Args:
       params: W_enc, b_enc, W_dec, b_dec (taken from x before the encoder): this device's latents.
       x: rows in scaled units.
-      codes: pre-activations where a latent was chosen, 0 elsewhere; no gradient of their own, but
-        for the dense piece of mixed ones.
-      matmul_dtype: of that piece's products.
+      codes: pre-activations where a latent was chosen, 0 elsewhere; no gradient of their own.
+      levels: reconstructions of each row, [b * levels, o], which ragged codes' ``rows`` then tell.
 
     Returns:
       The codes with the gradient that leads to the encoder, and the sum over all devices' latents.
     """
+    out: tuple = sparse_affine(*_own(params, x, codes), owner=_owner(codes), levels=levels)
+    return codes.replace(values=out[0]), ops.latents_sum(out[1])
+
+
+def _own(params, x, codes):
+    """What the op takes of an affine dictionary and of codes, as this device's own copies."""
     weights = (x, *(params[name] for name in ("b_dec", "W_enc", "b_enc", "W_dec")))
-    narrow = jax.lax.stop_gradient(codes.pieces[0])
-    out: tuple = sparse_affine(*ops.own(weights), narrow.values, narrow.indices)
-    y = out[1] + pieces.decode_wide(codes, params["W_dec"], matmul_dtype)
-    return _with_narrow(codes, narrow.replace(values=out[0])), ops.latents_sum(y)
+    return ops.own((*weights, *jax.lax.stop_gradient((codes.values, codes.indices))))
 
 
-def _with_narrow(codes: Any, narrow: SparseCodes) -> Any:
-    return codes.replace(narrow=narrow) if isinstance(codes, MixedCodes) else narrow
+def _owner(codes):
+    return ops.own(codes.rows) if isinstance(codes, RaggedCodes) else None
 
 
 def decode_chosen_aux(
     params: Any,
     x: Float[Array, "b d"],
-    codes: SparseCodes | MixedCodes,
+    codes: SparseCodes | RaggedCodes,
     dead: Bool[Array, " n"],
     k_aux: int,
     matmul_dtype: str = "float32",
@@ -240,15 +239,12 @@ def decode_chosen_aux(
     Returns:
       (codes, y, y_dead, served): served counts latents that any row of the batch used.
     """
-    weights = (x, *(params[name] for name in ("b_dec", "W_enc", "b_enc", "W_dec")))
-    narrow, held, rows = jax.lax.stop_gradient((codes.pieces[0], params, x))
-    cut = _dead_cut(held, rows, dead, k_aux, matmul_dtype)
-    args = ops.own((*weights, narrow.values, narrow.indices, listed(dead), cut))
-    out: tuple = sparse_affine_aux(*args, matmul_dtype)
+    cut = _dead_cut(*jax.lax.stop_gradient((params, x)), dead, k_aux, matmul_dtype)
+    args = (*_own(params, x, codes), *ops.own((listed(dead), cut)))
+    out: tuple = sparse_affine_aux(*args, matmul_dtype, owner=_owner(codes))
     values, y, y_dead, active = out
-    y = y + pieces.decode_wide(codes, params["W_dec"], matmul_dtype)
     served = ops.latents_sum(jnp.sum(ops.rows_sum(active) > 0, dtype=jnp.float32))
-    codes = _with_narrow(codes, narrow.replace(values=values))
+    codes = codes.replace(values=values)
     return codes, ops.latents_sum(y), ops.latents_sum(y_dead), served
 
 
@@ -305,7 +301,7 @@ def tally(
     stats: Params, codes: LossCodes, rows: int, dead_after: int
 ) -> tuple[Params, Bool[Array, " n"]]:
     """(stats with "since_fired" counted on by a batch of ``rows``, which latents are dead now)."""
-    fired = pieces.fired(codes, stats["since_fired"].shape[0])
+    fired = sums.fired(codes, stats["since_fired"].shape[0])
     since = since_fired(stats["since_fired"], fired, rows)
     return {**stats, "since_fired": since}, since > dead_after
 

@@ -45,15 +45,6 @@ class SparseCodes(flax.struct.PyTreeNode):
 
     AXES: ClassVar = (("b", None), ("b", None))
 
-    @property
-    def pieces(self) -> "tuple[SparseCodes]":
-        """Itself: what is done to codes piece by piece serves ``MixedCodes`` too."""
-        return (self,)
-
-    def with_values(self, values: Leaf) -> "SparseCodes":
-        """The codes with other values, one array for each piece."""
-        return self.replace(values=values)
-
     def dense(self, n: int) -> jax.Array:
         """The codes as [b, n]."""
         rows = jax.numpy.arange(self.values.shape[0])[:, None]
@@ -68,52 +59,32 @@ class DenseCodes(flax.struct.PyTreeNode):
 
     AXES: ClassVar = (("b", "n"),)
 
-    @property
-    def pieces(self) -> "tuple[DenseCodes]":
-        """Itself, as ``SparseCodes.pieces``."""
-        return (self,)
-
-    def with_values(self, values: Leaf) -> "DenseCodes":
-        """The codes with other values, one array for each piece."""
-        return self.replace(values=values)
-
     def dense(self, n: int) -> jax.Array:
         """The codes as [b, n]."""
         return self.values
 
 
-class MixedCodes(flax.struct.PyTreeNode):
-    """Sparse codes, and dense ones of those few rows that need more slots; inside of a loss only.
+class RaggedCodes(flax.struct.PyTreeNode):
+    """As many latents of a row as it needs, in lines of a few slots; inside of a loss only.
 
-    narrow: of all b rows; of a row that stands in ``rows`` no slot is used.
-    wide: [m, n], zeros where it stands for no row.
-    rows: int32 [m], which row each one stands for; b: none.
-    places: int32 [b], where each row stands in ``wide``; m: nowhere.
+    values: float32 [v, s]; indices: int32 [v, s]; both as ``SparseCodes``, line by line.
+    rows: int32 [v], whose row each line is, in rising order; b: nobody's.
+    b: how many rows there are.
     """
 
-    narrow: SparseCodes
-    wide: DenseCodes
+    values: Leaf
+    indices: Leaf
     rows: Leaf
-    places: Leaf
-
-    @property
-    def pieces(self) -> tuple[SparseCodes, DenseCodes]:
-        """(narrow, wide)."""
-        return (self.narrow, self.wide)
-
-    def with_values(self, narrow: Leaf, wide: Leaf) -> "MixedCodes":
-        """The codes with other values, one array for each piece."""
-        pieces = self.narrow.with_values(narrow), self.wide.with_values(wide)
-        return self.replace(narrow=pieces[0], wide=pieces[1])
+    b: int = flax.struct.field(pytree_node=False)
 
 
 Codes = SparseCodes | DenseCodes
-LossCodes = SparseCodes | DenseCodes | MixedCodes
+LossCodes = SparseCodes | DenseCodes | RaggedCodes
 
 
 def mapped(fn: Callable, *codes: Any) -> Any:
-    """The first codes with the values that ``fn`` makes of each piece of all of them."""
-    return codes[0].with_values(*(fn(*pieces) for pieces in zip(*(c.pieces for c in codes))))
+    """The first codes with the values that ``fn`` makes of all of them."""
+    return codes[0].replace(values=fn(*codes))
 
 
 class Out(flax.struct.PyTreeNode):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from saex.kernels.encode_topk import pre_activations
-from saex.sae import affine, crosscoder, exact, losses, ops, selection, sites
+from saex.sae import affine, crosscoder, losses, ops, selection, sites
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.typing import Batch, Params
 
@@ -79,7 +79,7 @@ class BatchCrosscoder:
         params["threshold"] = ArraySpec((self.n,), ("n",), trainable=False, doc="of codes")
         stats = {
             **affine.stats_specs(self.n),
-            **exact.STATS,
+            **selection.STATS,
             "cut": ArraySpec((), (), doc="running mean of a batch's smallest kept p N"),
         }
         return {"params": params, "stats": stats}
@@ -107,7 +107,7 @@ class BatchCrosscoder:
         p = x[:512] @ params["W_enc"].T + params["b_enc"][None]
         cut = selection.batch_cut(self.k * p.shape[0], p * N[None])
         params["threshold"] = cut / N
-        return params, {**affine.stats(self.n, x), **exact.stats(), "cut": cut}
+        return params, {**affine.stats(self.n, x), **selection.stats(cut), "cut": cut}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
@@ -126,7 +126,6 @@ class BatchCrosscoder:
     ) -> tuple[Any, Out]:
         """s * MSE + aux_coefficient * AuxK of one global batch of raw rows."""
         x = crosscoder.scaled(params, batch["x"])
-        n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(x)
 
         def objective(params, codes, cut):
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
@@ -146,8 +145,7 @@ class BatchCrosscoder:
             normed = self._normed(params)[0]
             return jnp.zeros((self.d_in,)), normed["W_enc"], normed["b_enc"]
 
-        size = selection.candidates(self.capacity, 8 * self.k, n)
-        how = total, size, objective, self.matmul_dtype, encoder
+        how = hyper["k"], self.k, self.capacity, objective, self.matmul_dtype, encoder
         loss, metrics, after, y, lowest = selection.of_batch(params, stats, x, *how)
         cut = selection.follow(stats["cut"], lowest, self.threshold_rate)
         N = self._normed(jax.lax.stop_gradient(params))[1]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.sae import affine, exact, losses, ops, selection
+from saex.sae import affine, losses, ops, selection
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.typing import Batch, Params
 
@@ -23,14 +23,15 @@ class BatchTopK:
     Loss: s * MSE + aux_coefficient * AuxK, both as in ``TopK`` (the authors' code neither detaches
     the residual nor divides by its variance). Unit decoder rows, tied initialisation.
 
-    Training takes candidates first, the ``capacity`` largest of each row (on each device that
-    holds latents). Rows that had more to give are done densely ("wide_rows" in the metrics), and if
-    these are many the whole batch is ("fallbacks"): ``saex.sae.exact``.
+    Training looks for what is above a little less than the last batch's cut. Where that misses some
+    of the batch's largest, or finds more than there is room for, the batch is done densely
+    ("fallbacks" in the metrics): ``saex.sae.exact``.
 
     Fields:
       k: mean of active latents a row (a sweep's upper bound).
-      capacity: candidates a row; 0: always densely; None: 8 k, or densely where that is the faster
-        way (``selection.candidates``).
+      capacity: room for what is found, in latents of a row, in the mean (on each device that holds
+        latents); 0: always densely; None: 2 k, or densely where that is the faster way
+        (``selection.room``).
       threshold_rate: weight of a batch in the running mean of the smallest kept value; that value
         falls as batches grow.
       others: as in ``TopK``.
@@ -69,7 +70,7 @@ class BatchTopK:
         """See ``affine.specs``, and the threshold; stats as ``TopK``."""
         params = affine.specs(self.d_in, self.d_in, self.n)
         params["threshold"] = ArraySpec((), (), trainable=False, doc="of codes, in scaled units")
-        stats = {**affine.stats_specs(self.n), **exact.STATS}
+        stats = {**affine.stats_specs(self.n), **selection.STATS}
         return {"params": params, "stats": stats}
 
     def hyper(self) -> dict[str, float]:
@@ -83,7 +84,7 @@ class BatchTopK:
         params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
         params = affine.match_norms(probe_key, params, self.k)
         params["threshold"] = selection.first_cut(params, x, self.k)
-        return params, {**affine.stats(self.n, x), **exact.stats()}
+        return params, {**affine.stats(self.n, x), **selection.stats(params["threshold"])}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
@@ -102,7 +103,6 @@ class BatchTopK:
     ) -> tuple[Any, Out]:
         """s * MSE + aux_coefficient * AuxK of one global batch of raw rows ``batch["x"]``."""
         x = affine.scaled(params, batch["x"])
-        total = hyper["k"] * ops.rows_count(x)
 
         def objective(params, codes, cut):
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
@@ -114,9 +114,7 @@ class BatchTopK:
             lowest = selection.smallest(codes)
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, y, lowest)
 
-        n = stats["since_fired"].shape[0]
-        size = selection.candidates(self.capacity, 8 * self.k, n)
-        how = total, size, objective, self.matmul_dtype
+        how = hyper["k"], self.k, self.capacity, objective, self.matmul_dtype
         loss, metrics, after, y, lowest = selection.of_batch(params, stats, x, *how)
         threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)
         metrics |= {"threshold": threshold}

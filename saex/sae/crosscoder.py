@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from saex.kernels.encode_topk import pre_activations
-from saex.sae import affine, exact, losses, ops, pieces, selection, sites
+from saex.sae import affine, exact, losses, ops, selection, sites, sums
 from saex.sae.base import ArraySpec, DenseCodes, Out, mapped
 from saex.typing import Batch, Params
 
@@ -46,7 +46,7 @@ class Crosscoder:
       widths: width of each site; (): one site.
       l1: coefficient, for sites of unit mean square norm each.
       l1_warmup_steps: steps until the full coefficient.
-      capacity: candidates a row, as in ``ReLU``.
+      capacity: as in ``ReLU``.
       decoder_norm: norm of decoder rows at each site at initialisation; W_enc starts as their copy.
       dead_after_tokens: rows without firing after which a latent counts as dead (a metric).
       normalize, matmul_dtype: as in ``TopK``. b_dec_init: as in ``ReLU``, b_enc with it (the source
@@ -132,7 +132,7 @@ class Crosscoder:
             y = affine.decode(params, codes, self.matmul_dtype)
             squares = losses.mse(x - y) * self.d_in
             norms = jnp.sum(sites.norms(params["W_dec"], self.site_widths), axis=1)
-            l1 = ops.rows_mean(ops.latents_sum(pieces.weighed(codes, norms)))
+            l1 = ops.rows_mean(ops.latents_sum(sums.weighed(codes, norms)))
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
             metrics = {"mse": squares, "l1": l1, **losses.figures(x, x - y, codes, dead)}
             metrics |= sites.fvus(x, x - y, self.site_widths)

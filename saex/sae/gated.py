@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.sae import affine, exact, losses, ops, pieces, selection
+from saex.sae import affine, exact, losses, ops, selection, sums
 from saex.sae.base import ArraySpec, DenseCodes, Out, mapped
 from saex.typing import Batch, Params
 
@@ -30,7 +30,7 @@ class Gated:
 
     Fields:
       l1: weight of the open gates. l1_warmup_steps: steps over which it grows from 0.
-      capacity: candidates a row by their gates, as in ``ReLU``.
+      capacity: room for open gates, as in ``ReLU``.
       dead_after_tokens: rows without firing after which a latent counts as dead (a metric).
       others: as in ``TopK``.
     """
@@ -109,7 +109,7 @@ class Gated:
             opened = mapped(lambda c: jax.nn.relu(c.values), gates)
             y_gate = affine.decode(jax.lax.stop_gradient(params), opened, self.matmul_dtype)
             squares, by_gate = (losses.mse(x - z) * self.d_in for z in (y, y_gate))
-            l1 = ops.rows_mean(ops.latents_sum(pieces.row_sums(opened, lambda c: c.values)))
+            l1 = ops.rows_mean(ops.latents_sum(sums.row_sums(opened)))
             metrics = {"mse": squares, "gate_mse": by_gate, "l1": l1}
             metrics |= losses.figures(x, x - y, codes, dead)
             weight = hyper["l1"] * losses.ramp(step, self.l1_warmup_steps)
@@ -128,7 +128,7 @@ class Gated:
 
         def opened(c):
             vectors = params["b_enc"], jnp.exp(params["r_mag"]), params["b_mag"]
-            bias, scale, offset = (pieces.of_latents(v, c) for v in vectors)
+            bias, scale, offset = (sums.of_latents(v, c) for v in vectors)
             return jnp.where(c.values > 0, jax.nn.relu(scale * (c.values - bias) + offset), 0)
 
         return mapped(opened, gates)

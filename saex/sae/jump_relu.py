@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.sae import affine, exact, losses, ops, pieces, selection
+from saex.sae import affine, exact, losses, ops, selection, sums
 from saex.sae.activations import jump, step_up
 from saex.sae.base import ArraySpec, DenseCodes, Out, mapped
 from saex.typing import Batch, Params
@@ -24,18 +24,15 @@ class JumpReLU:
 
     Thresholds move only where pre-activations fall into the rectangle: with fewer than about 1e9
     rows the paper's bandwidth and threshold (both 0.001) are too small to lower L0; 0.03 and 0.03
-    suit a few million. Training takes the ``capacity`` latents that are most above their thresholds
-    in each row (on each device that holds latents). Rows that have more are done densely
-    ("wide_rows" in the metrics), and if these are many the whole batch is ("fallbacks"):
-    ``saex.sae.exact``.
+    suit a few million. Training takes what is above thresholds, or near them. Where that is more
+    than there is room for a batch is done densely ("fallbacks" in the metrics): ``saex.sae.exact``.
 
     Fields:
       l0: weight of the number of active latents, for rows with mean square norm 1.
       l0_target: None, or the L0 to reach: the loss is then l0 * (L0 / l0_target - 1)^2.
       l0_warmup_steps: steps until the full weight (Gemma Scope: 10,000).
       bandwidth: width of the rectangle. threshold: theta at initialisation.
-      capacity: candidates a row; 0: always densely; None: 256, or densely where that is the faster
-        way (``selection.candidates``).
+      capacity: room for what is above or near thresholds, as in ``ReLU``.
       b_dec_init: where b_dec starts (the source: "zeros", with which more latents die early: 18%
         against 14% after 300 steps on a small language model's rows, at 2% more FVU).
       others: as in ``TopK``.
@@ -123,7 +120,7 @@ class JumpReLU:
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
             y = affine.decode(params, codes, self.matmul_dtype)
             squares = losses.mse(x - y) * self.d_in
-            active = ops.rows_mean(ops.latents_sum(pieces.row_sums(count, lambda c: c.values)))
+            active = ops.rows_mean(ops.latents_sum(sums.row_sums(count)))
             if self.l0_target is not None:
                 active = jnp.square(active / self.l0_target - 1)
             metrics = {"mse": squares, "sparsity": active, **losses.figures(x, x - y, codes, dead)}
@@ -141,4 +138,4 @@ class JumpReLU:
 
 def _thresholds(theta: Any, p: Any) -> Any:
     """A threshold for each pre-activation."""
-    return mapped(lambda c: jnp.broadcast_to(pieces.of_latents(theta, c), c.values.shape), p)
+    return mapped(lambda c: jnp.broadcast_to(sums.of_latents(theta, c), c.values.shape), p)

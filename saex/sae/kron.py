@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from saex.sae import affine, losses, ops, pieces, selection
+from saex.sae import affine, losses, ops, selection, sums
 from saex.sae.base import ArraySpec, Out, SparseCodes
 from saex.typing import Batch, Params
 
@@ -110,7 +110,7 @@ class KronSAE:
             "scale": scale,
         }
         probes = affine.unit_rows(jax.random.normal(probe_key, (256, self.d_in)))
-        y = pieces.decode_part(self._encode(params, probes, self.k), params["W_dec"])
+        y = sums.decode_part(self._encode(params, probes, self.k), params["W_dec"])
         params["W_enc"] = params["W_enc"] / jnp.mean(jnp.linalg.norm(y, axis=1))
         params["b_enc"] = -(params["W_enc"] @ params["b_dec"])
         stats = affine.stats(self.n, x)
@@ -187,8 +187,8 @@ class KronSAE:
             units = self._units(params, x)
             z = jnp.where(dead[None], self._pairs(units), 0)
             codes = self._largest(units, z, self.aux_latents, self.aux_latents)
-            served = jnp.sum(pieces.fired(codes, dead.shape[0]), dtype=jnp.float32)
-            y_dead = pieces.decode_part(codes, params["W_dec"])
+            served = jnp.sum(sums.fired(codes, dead.shape[0]), dtype=jnp.float32)
+            y_dead = sums.decode_part(codes, params["W_dec"])
             return losses.aux_k(residual, y_dead, dead), ops.latents_sum(served)
 
         def nothing(params):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from saex.sae import ops, pieces
+from saex.sae import ops, sums
 from saex.sae.base import LossCodes, mapped
 
 
@@ -36,7 +36,7 @@ def figures(
     x: Float[Array, "b d"], residual: Float[Array, "b d"], codes: LossCodes, dead: Bool[Array, " n"]
 ) -> dict[str, Float[Array, ""]]:
     """What every method logs: "fvu" of this batch, "l0", and the share of "dead" latents."""
-    return {"fvu": fvu(x, residual), "l0": pieces.l0(codes), "dead": share(dead)}
+    return {"fvu": fvu(x, residual), "l0": sums.l0(codes), "dead": share(dead)}
 
 
 def share(latents: Bool[Array, " n"]) -> Float[Array, ""]:
@@ -48,7 +48,7 @@ def share(latents: Bool[Array, " n"]) -> Float[Array, ""]:
 def l1(codes: LossCodes, W_dec: Float[Array, "n d"]) -> Float[Array, ""]:
     """Mean over rows of sum_i |f_i| ||W_dec,i||; the gradient reaches the norms too."""
     sizes = mapped(lambda c: jnp.abs(c.values), codes)
-    return ops.rows_mean(ops.latents_sum(pieces.weighed(sizes, row_norms(W_dec))))
+    return ops.rows_mean(ops.latents_sum(sums.weighed(sizes, row_norms(W_dec))))
 
 
 def row_norms(W: Float[Array, "n d"]) -> Float[Array, " n"]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from saex.kernels.sparse_decode import sparse_take
-from saex.sae import affine, losses, ops, pieces
+from saex.sae import affine, losses, ops, sums
 from saex.sae.base import ArraySpec, Out, SparseCodes
 from saex.typing import Batch, Params
 
@@ -114,7 +114,7 @@ class MatchingPursuit:
     @ops.decode
     def decode(self, params: Params, codes: Any, context: Any = None) -> jax.Array:
         """Raw rows [b, d], float32."""
-        part = pieces.decode_part(codes, params["W_dec"])
+        part = sums.decode_part(codes, params["W_dec"])
         return part + (params["b_dec"] / params["scale"])[None]
 
     @ops.loss

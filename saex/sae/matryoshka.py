@@ -28,15 +28,13 @@ class Matryoshka:
     without replacement with P(j) proportional to sqrt(j) - sqrt(j - 1), and n (the authors' second
     code; theirs is a ReLU with L1).
 
-    A latent is decoded once, whatever the number of prefixes. A row has ``capacity`` candidates,
-    and ``group_capacity`` slots for what is kept of one group; rows that have more are done densely
-    as in ``BatchTopK``: one dense decode, or G where prefixes are drawn or latents are split. G
-    reconstructions a row are held, and summed between devices that share the latents.
+    A latent is decoded once, whatever the number of prefixes; densely (as in ``BatchTopK``) it
+    takes one decode, or G where prefixes are drawn or latents are split. G reconstructions a row
+    are held, and summed between devices that share the latents.
 
     Fields:
       fractions: shares of the latents of each group, in order; the last takes the remainder.
       sampled: 0, or how many prefixes are drawn anew in each step, instead of ``fractions``.
-      group_capacity: slots a row and group; None: 2 k, at most ``capacity``.
       others: as in ``BatchTopK``.
     """
 
@@ -46,7 +44,6 @@ class Matryoshka:
     fractions: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
     sampled: int = 0
     capacity: int | None = None
-    group_capacity: int | None = None
     threshold_rate: float = 0.01
     aux_coefficient: float = 1 / 32
     k_aux: int | None = None
@@ -63,8 +60,6 @@ class Matryoshka:
 
     def __post_init__(self) -> None:
         self.whole()  # checks what it shares
-        if self.group_capacity is not None and self.group_capacity < 1:
-            raise ValueError(f"group_capacity={self.group_capacity}: at least 1, or None")
         if not 0 <= self.sampled <= self.n:
             raise ValueError(f"sampled={self.sampled} prefixes of n={self.n} latents: in 0..n")
         if not self.fractions or min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
@@ -126,24 +121,18 @@ class Matryoshka:
     ) -> tuple[Any, Out]:
         """Mean over the prefixes of s * MSE, and AuxK, of one global batch ``batch["x"]``."""
         x = affine.scaled(params, batch["x"])
-        n, total = stats["since_fired"].shape[0], hyper["k"] * ops.rows_count(x)
+        n = stats["since_fired"].shape[0]
         ends = self._ends(key)
         fixed = self.prefixes if n == self.n and not self.sampled else None
-        size = selection.candidates(self.capacity, 8 * self.k, n, 12 if fixed else 8)
-        slots = min(self.group_capacity or 2 * self.k, size)
 
         def level(indices):
             return _level(indices, n, ends)
 
-        def crowded(codes):
-            return nested.most_of_a_level(codes, level(codes.indices), self.groups) > slots
-
         def objective(params, codes, cut):
-            levels = nested.Levels(self.groups, slots, level, fixed)
+            levels = nested.Levels(self.groups, level, fixed)
             parts = nested.decode(params, x, codes, levels, self.matmul_dtype)
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
-            residuals = x[:, None] - parts - params["b_dec"][None, None]
-            each = [residuals[:, g] for g in range(self.groups)]
+            each = [x - part - params["b_dec"][None] for part in parts]
             aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
             aux_k, served = affine.aux_alone(params, x, each[-1], dead, *aux)
             mse = stats["mse_scale"] * sum(losses.mse(r) for r in each) / self.groups
@@ -153,8 +142,9 @@ class Matryoshka:
             lowest = selection.smallest(codes)
             return mse + hyper["aux_coefficient"] * aux_k, (metrics, after, x - each[-1], lowest)
 
-        how = total, size, objective, self.matmul_dtype
-        out = selection.of_batch(params, stats, x, *how, crowded=crowded)
+        how = hyper["k"], self.k, self.capacity, objective, self.matmul_dtype
+        levels = {"level": level, "levels": self.groups}
+        out = selection.of_batch(params, stats, x, *how, **levels)
         loss, metrics, after, y, lowest = out
         threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)
         metrics |= {"threshold": threshold}

@@ -109,7 +109,7 @@ class MSAE:
         parts = nested.decode_chosen(params, x, codes, level, len(self.levels), slots)
 
         b_dec = params["b_dec"][None]
-        residuals = [x - parts[:, i] - b_dec for i in range(len(self.levels))]
+        residuals = [x - part - b_dec for part in parts]
         named = dict(zip([f"fvu_{m}k" for m in self.levels], residuals))
         if self.whole:
             f = DenseCodes(jax.nn.relu(affine.scores(params, x, self.matmul_dtype)))

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.sae import affine, exact, losses, ops, selection, zipf
+from saex.sae import affine, losses, ops, selection, zipf
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.typing import Batch, Params
 
@@ -15,7 +15,7 @@ from saex.typing import Batch, Params
 class MutualChoice:
     """p = (x - b_dec) W_enc^T + b_enc; f = relu(p) where it is among a batch's b k largest.
 
-    The selection, the threshold at inference and the candidates are ``BatchTopK``'s (found at the
+    The selection, its room and the threshold at inference are ``BatchTopK``'s (found at the
     same time); what differs is the auxiliary loss of Ayonrinde 2024.
 
     Loss: s * MSE + aux_coefficient * aux_zipf. aux_zipf is ``TopK``'s AuxK with the underused
@@ -68,7 +68,7 @@ class MutualChoice:
         """As ``BatchTopK``; stats also: ``zipf.specs``."""
         params = affine.specs(self.d_in, self.d_in, self.n)
         params["threshold"] = ArraySpec((), (), trainable=False, doc="of codes, in scaled units")
-        stats = {**affine.stats_specs(self.n), **exact.STATS}
+        stats = {**affine.stats_specs(self.n), **selection.STATS}
         return {"params": params, "stats": {**stats, **zipf.specs(self.n)}}
 
     def hyper(self) -> dict[str, float]:
@@ -82,7 +82,7 @@ class MutualChoice:
         params, x = affine.init_tied(weights_key, sample["x"], self.n, *how)
         params = affine.match_norms(probe_key, params, self.k)
         params["threshold"] = selection.first_cut(params, x, self.k)
-        stats = {**affine.stats(self.n, x), **exact.stats()}
+        stats = {**affine.stats(self.n, x), **selection.stats(params["threshold"])}
         return params, {**stats, **zipf.start(self.n, self.k)}
 
     @ops.encode
@@ -116,9 +116,7 @@ class MutualChoice:
             lowest = selection.smallest(codes)
             return mse + hyper["aux_coefficient"] * aux_zipf, (metrics, after, y, lowest)
 
-        n = stats["since_fired"].shape[0]
-        size = selection.candidates(self.capacity, 8 * self.k, n)
-        how = hyper["k"] * rows, size, objective, self.matmul_dtype
+        how = hyper["k"], self.k, self.capacity, objective, self.matmul_dtype
         loss, metrics, after, y, lowest = selection.of_batch(params, stats, x, *how)
         due = (step % self.law_every == 0) & zipf.settled(after, self.density_rows)
         threshold = selection.follow(params["threshold"], lowest, self.threshold_rate)

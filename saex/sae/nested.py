@@ -5,6 +5,7 @@ it, so what is decoded level by level, and summed up, costs one decode, not ``le
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,22 +13,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from saex.sae import affine, ops, pieces
-from saex.sae.base import DenseCodes, LossCodes, MixedCodes, SparseCodes
+from saex.sae import affine, ops, sums
+from saex.sae.base import DenseCodes, RaggedCodes, SparseCodes
 
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
     """Fields:
     count: how many levels there are.
-    slots: room for one level of one row of sparse codes.
     of: this device's latents by number (any shape) -> the level of each.
     ends: where each level ends, if that never changes and all latents are this device's: then
       dense codes cost one dense decode. None: ``count`` of them.
     """
 
     count: int
-    slots: int
     of: Callable
     ends: tuple[int, ...] | None = None
 
@@ -35,35 +34,25 @@ class Levels:
 def decode(
     params: Any,
     x: Float[Array, "b d"],
-    codes: LossCodes,
+    codes: DenseCodes | RaggedCodes,
     levels: Levels,
     matmul_dtype: str = "float32",
-) -> Float[Array, "b levels o"]:
-    """Reconstructions [b, levels, o], without bias: the sum over all devices' latents.
+) -> list[Float[Array, "b o"]]:
+    """The reconstruction of each level, without bias: the sum over all devices' latents.
 
     What travels between devices that hold latents is ``levels`` reconstructions a row.
 
     Args:
-      params, x: as ``affine.decode_chosen``, which sparse codes go through: pre-activations that
+      params, x: as ``affine.decode_chosen``, which ragged codes go through: pre-activations that
         were chosen without a gradient. Dense ones have their own.
-      codes: no row of sparse ones has more of one level than there are slots.
+      codes: no line of ragged ones holds latents of two levels.
     """
     if isinstance(codes, DenseCodes):
         return ops.latents_sum(_decode_dense(codes.values, params["W_dec"], levels, matmul_dtype))
-    narrow = codes.pieces[0]
-    level = levels.of(narrow.indices)
-    parts = decode_chosen(params, x, narrow, level, levels.count, levels.slots)
-    if isinstance(codes, MixedCodes):
-        few = _decode_dense(codes.wide.values, params["W_dec"], levels, matmul_dtype)
-        parts = parts + ops.latents_sum(pieces.spread(few, codes))
-    return parts
-
-
-def most_of_a_level(codes: SparseCodes, level: Int[Array, "b c"], levels: int) -> Int[Array, " b"]:
-    """How many used slots of each row the level has that has most."""
-    used = codes.values != 0
-    counts = [jnp.sum(used & (level == at), axis=1, dtype=jnp.int32) for at in range(levels)]
-    return jnp.max(jnp.stack(counts), axis=0)
+    groups, b = codes.rows * levels.count + levels.of(codes.indices[:, 0]), codes.b * levels.count
+    groups = jnp.where(codes.rows < codes.b, groups, b)
+    _, parts = affine.decode_chosen(params, x, codes.replace(rows=groups, b=b), levels.count)
+    return _summed_up(parts.reshape(-1, levels.count, parts.shape[1]))
 
 
 def by_level(codes: SparseCodes, level: Int[Array, "b c"], levels: int, slots: int) -> SparseCodes:
@@ -99,22 +88,27 @@ def decode_chosen(
     level: Int[Array, "b c"],
     levels: int,
     slots: int,
-) -> Float[Array, "b levels o"]:
+) -> list[Float[Array, "b o"]]:
     """``decode`` of sparse codes, by the level of each slot; ``slots`` as in ``by_level``."""
     apart = by_level(jax.lax.stop_gradient(codes), level, levels, slots)
     _, parts = affine.decode_chosen(params, jnp.repeat(x, levels, axis=0), apart)
-    return jnp.cumsum(parts.reshape(-1, levels, parts.shape[1]), axis=1)
+    return _summed_up(parts.reshape(-1, levels, parts.shape[1]))
 
 
-def _decode_dense(values: Any, W_dec: Any, levels: Levels, matmul_dtype: str) -> Any:
+def _summed_up(parts: Float[Array, "b levels o"]) -> list[Float[Array, "b o"]]:
+    """Each level with those below it."""
+    return list(itertools.accumulate(parts[:, at] for at in range(parts.shape[1])))
+
+
+def _decode_dense(values: Any, W_dec: Any, levels: Levels, matmul_dtype: str) -> list[Any]:
     ends = levels.ends
     level = None if ends else levels.of(jnp.arange(W_dec.shape[0]))[None]
 
     def only(at):
         if ends:
             mine = slice(ends[at - 1] if at else 0, ends[at])
-            return pieces.decode_dense(DenseCodes(values[:, mine]), W_dec[mine], matmul_dtype)
+            return sums.decode_dense(DenseCodes(values[:, mine]), W_dec[mine], matmul_dtype)
         part = jnp.where(level == at, values, 0)
-        return pieces.decode_dense(DenseCodes(part), W_dec, matmul_dtype)
+        return sums.decode_dense(DenseCodes(part), W_dec, matmul_dtype)
 
-    return jnp.cumsum(jnp.stack([only(at) for at in range(levels.count)], axis=1), axis=1)
+    return list(itertools.accumulate(only(at) for at in range(levels.count)))

@@ -19,16 +19,15 @@ class ReLU:
     Loss: mean over rows of sum_d (x - x_hat)^2 + l1 * sum_i f_i ||W_dec,i||; l1 grows linearly from
     0 over ``l1_warmup_steps``. Decoder norms are free, nothing resamples dead latents.
 
-    Training takes the ``capacity`` largest latents of each row (on each device that holds latents).
-    Rows that have more above 0 are done densely ("wide_rows" in the metrics), and if these are many
-    the whole batch is ("fallbacks": the first steps, until L0 has fallen): ``saex.sae.exact``.
+    Training takes what is above 0. Where that is more than there is room for (the first steps,
+    until L0 has fallen) a batch is done densely ("fallbacks" in the metrics): ``saex.sae.exact``.
 
     Fields:
       d_in: activation width. n: latents.
       l1: coefficient; its scale is that of inputs with unit mean square norm (``normalize``).
       l1_warmup_steps: steps until the full coefficient (the source: 5% of the run).
-      capacity: candidates a row; 0: always densely; None: 256, or densely where that is the faster
-        way (``selection.candidates``).
+      capacity: room for what is above 0, in latents of a row, in the mean (on each device that
+        holds latents); 0: always densely; None: what pays (``selection.room``).
       decoder_norm: norm of decoder rows at initialisation; W_enc starts as their copy.
       dead_after_tokens: rows without firing after which a latent counts as dead (a metric).
       b_dec_init: where b_dec starts; b_enc starts at -W_enc b_dec, so that latents see centred rows

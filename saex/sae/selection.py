@@ -1,8 +1,8 @@
 """Selection without a fixed number a row: over a whole batch, or above thresholds.
 
-Both take candidates first, the ``capacity`` largest of each row, and do rows that had more to give
-densely, as ``saex.sae.exact`` says. Where candidates are a large share of the latents the dense way
-is the faster one for all rows from the start: ``candidates``.
+Both look for what lies above a number that is known before, and are done densely where there is
+more than there is room for, as ``saex.sae.exact`` says. Where that room is a large share of the
+latents the dense way is the faster one for all batches: ``room``.
 """
 
 from collections.abc import Callable
@@ -16,27 +16,45 @@ from saex.kernels import zeros_as
 from saex.kernels.encode_topk import chosen_scores, pre_activations
 from saex.kernels.topk import top_k
 from saex.sae import affine, exact, ops
-from saex.sae.base import DenseCodes, LossCodes, SparseCodes
+from saex.sae.base import ArraySpec, DenseCodes, LossCodes
+from saex.sae.ragged import laid_out
 from saex.typing import Params
 
+# Of a batch's top k: what is above so much of the last batch's cut is looked for. Half a percent is
+# how far cuts of batches of 4096 rows lie apart; twice the latents lie above this as above the cut.
+BELOW_LAST = 0.95
+STATS = {**exact.STATS, "last_cut": ArraySpec((), (), doc="the last batch's; 0: none yet")}
+# Measured on a CPU (experiments/benchmarks/ways_cpu.py): latents to each that has room, from
+# which on a batch's top k is faster sparsely; and to each that is above its threshold, at which a
+# sparse step takes as long as a dense one.
+PAY_FROM = 16
+LEVEL_AT = 48
+USUAL = 32, 256  # the least that is worth its bookkeeping, and the most, where L0 is not known
 
-def candidates(capacity: int | None, usual: int, n: int, pay_from: int = 12) -> int:
-    """Candidates to take of each row's n latents on a device; 0: none, everything densely.
+
+def stats(cut: Any) -> Params:
+    """``STATS`` at the start. cut: of a sample."""
+    return {**exact.stats(), "last_cut": cut}
+
+
+def room(capacity: int | None, n: int, k: int | None = None) -> int:
+    """Latents of a row, in the mean, that a step has room for; 0: everything densely.
 
     Args:
-      capacity: as a method was given it; None: the usual number, where it pays.
-      usual: what the method takes.
+      capacity: as a method was given it; None: what pays.
       n: latents of this device.
-      pay_from: latents to each candidate from which on they are the faster way (of CPUs:
-        experiments/benchmarks/candidates_cpu.py).
+      k: how many of a row a batch has, in the mean; None: it is not known.
     """
     if capacity is not None:
         return min(capacity, n)
-    return usual if pay_from * usual <= n else 0
+    if k is not None:
+        return 2 * k if PAY_FROM * 2 * k <= n else 0
+    least, most = USUAL
+    return min(n // LEVEL_AT, most) if n // LEVEL_AT >= least else 0
 
 
 def check_capacity(capacity: int | None, k: int = 1) -> None:
-    """Raises ValueError for fewer candidates than the mean row needs."""
+    """Raises ValueError for less room than the mean row needs."""
     if capacity and capacity < k:
         raise ValueError(f"capacity={capacity}: at least {k}, 0 (densely) or None")
 
@@ -72,26 +90,6 @@ def batch_cut(total: Any, *values: Float[Array, "_ _"]) -> Float[Array, ""]:
     zero = ops.zero_as_sum(bits[0])
     low, _ = jax.lax.fori_loop(0, 31, halve, (zero, zero + infinity))
     return jax.lax.bitcast_convert_type(low, jnp.float32)
-
-
-def top_of_batch(
-    values: Float[Array, "b c"], n_local: int, total: Any
-) -> tuple[Float[Array, "b c"], Float[Array, ""], Bool[Array, " b"]]:
-    """The values of a batch's top ``total``, 0 elsewhere (BatchTopK, Bussmann et al. 2024).
-
-    Args:
-      values: this device's candidates, largest first in each row.
-      n_local: latents that they were chosen from.
-      total: as ``batch_cut``.
-
-    Returns:
-      (values, cut, wide): wide [b] tells rows whose last candidate was kept too, so that they may
-      have had more.
-    """
-    cut = batch_cut(total, values)
-    kept = (values >= cut) & (values > 0)
-    wide = kept[:, -1] if values.shape[1] < n_local else jnp.zeros_like(kept[:, -1])
-    return jnp.where(kept, values, 0), cut, wide
 
 
 def largest(
@@ -170,67 +168,59 @@ def of_batch(
     params: Params,
     stats: Params,
     x: Float[Array, "b d"],
-    total: Any,
-    capacity: int,
+    active_k: Any,
+    k: int,
+    capacity: int | None,
     objective: Callable,
     matmul_dtype: str = "float32",
     encoder: Callable = affine.encoder,
-    crowded: Callable | None = None,
+    level: Callable | None = None,
+    levels: int = 1,
 ) -> tuple:
-    """``objective(params, codes, cut)`` of the codes that are among a batch's ``total`` largest.
+    """``objective(params, codes, cut)`` of a batch's largest codes, ``active_k`` a row in the mean.
 
     Args:
-      params: of the method. stats: with ``exact.STATS``. x: rows in scaled units, a constant.
-      total: as ``batch_cut``.
-      capacity: candidates a row, which is exact in any case (``exact``); 0: all densely.
+      params: of the method. stats: with ``STATS``. x: rows in scaled units, a constant.
+      active_k: how many of a row, in the mean, traced or not. k: its bound, static.
+      capacity: room for what may be among them, in latents of a row, in the mean; 0: all densely;
+        None: 2 k, where it pays. The result is exact in any case (``exact``).
       objective: gives (scalar, (metrics, stats, and whatever else)), the same types for all kinds
-        of codes.
+        of codes: pre-activations above 0 that were chosen, without a gradient if ragged.
       matmul_dtype: dtype of the matmul's inputs.
       encoder: params -> (b_pre [d], W_enc [n, d], b_enc [n]).
-      crowded: sparse codes -> [b], rows for which the objective has no room in that form; None:
-        there are none.
+      level, levels: as ``laid_out``.
 
     Returns:
       (scalar, metrics, stats, whatever else), as ``exact.counted``; gradients as
       ``exact.exactly``.
     """
-
-    def scores(params, x):
-        b_pre, W_enc, b_enc = encoder(params)
-        return jax.nn.relu(pre_activations(x, b_pre, W_enc, b_enc, matmul_dtype))
+    b, total = x.shape[0], active_k * ops.rows_count(x)
+    size = room(capacity, stats["since_fired"].shape[0], k)
 
     def dense(params):
-        p = scores(params, x)
+        b_pre, W_enc, b_enc = encoder(params)
+        p = jax.nn.relu(pre_activations(x, b_pre, W_enc, b_enc, matmul_dtype))
         cut = batch_cut(total, p)
-        return objective(params, DenseCodes(jnp.where(p >= cut, p, 0)), cut)
+        return told(params, DenseCodes(jnp.where(p >= cut, p, 0)), cut)
 
-    if not capacity:
+    def told(params, codes, cut):
+        loss, (metrics, after, *rest) = objective(params, codes, cut)
+        return loss, (metrics, {**after, "last_cut": cut}, *rest)
+
+    if not size:
         loss, aux = dense(params)
-        return loss, *exact.counted(aux, exact.SPARSE)
-    n = stats["since_fired"].shape[0]
+        return loss, *exact.counted(aux)
+    least = BELOW_LAST * jax.lax.stop_gradient(stats["last_cut"])
     weights = (x, *encoder(jax.lax.stop_gradient(params)))
-    found, indices, tried = exact.candidates(stats, weights, min(capacity, n), matmul_dtype)
-    found = jax.nn.relu(found)
-    values, first, wide = top_of_batch(found, n, total)
-    codes = affine.used_slots(values, indices)
-    wide = wide if crowded is None else wide | crowded(codes)
-
-    def sparse(params):
-        return objective(params, codes, first)
-
-    def mixed(params):
-        at = exact.wide_rows(wide)
-        p = scores(params, exact.of_rows(x, at[0]))
-        p = jnp.where(at[0][:, None] < x.shape[0], p, 0)
-        others = jnp.where(wide[:, None], 0, found)
-        # what wide rows had beyond their candidates can only have raised the cut
-        cut = batch_cut(total, others, p)
-        narrow = affine.used_slots(jnp.where(others >= cut, others, 0), indices)
-        return objective(params, exact.mixed(narrow, jnp.where(p >= cut, p, 0), *at), cut)
-
-    way = exact.way(wide, tried)
-    loss, aux = exact.exactly(way, sparse, mixed, dense, params)
-    return loss, *exact.counted(aux, way, wide)
+    above = exact.found(stats, weights, least, size, matmul_dtype)
+    values = jax.nn.relu(above.values)
+    cut = batch_cut(total, values)
+    keep = (values >= cut) & (values > 0)
+    most = b * min(size, k + k // 4)  # of one device's rows, which may have more than others'
+    codes, fits = laid_out(above, keep, values, b, most, 0.0, level, levels)
+    enough = exact.everywhere(above.whole & fits & ((cut > least) | (least == 0)))
+    loss, aux = exact.exactly(enough, lambda params: told(params, codes, cut), dense, params)
+    return loss, *exact.counted(aux, enough)
 
 
 def first_cut(params: Params, x: Float[Array, "b d"], k: int) -> Float[Array, ""]:
@@ -247,12 +237,11 @@ def follow(mean: Any, value: Any, rate: Any) -> Any:
 
 def smallest(codes: LossCodes) -> Float[Array, ""]:
     """The smallest of all devices' values that are above 0; infinity where none is."""
-    held = [piece.values for piece in jax.lax.stop_gradient(codes).pieces]
-    lowest = jnp.stack([jnp.min(jnp.where(v > 0, v, jnp.inf)) for v in held]).min()
+    values = jax.lax.stop_gradient(codes.values)
+    lowest = jnp.min(jnp.where(values > 0, values, jnp.inf))
     return -ops.latents_max(ops.rows_max(-lowest))
 
 
-USUAL, PAY_FROM = 256, 32  # candidates where L0 is not known, and latents to each of them
 NEVER = -1e30  # a pre-activation that opens no latent; finite, for gradients of 0 times it
 
 
@@ -270,12 +259,11 @@ def of_rows(
     """``objective(params, p)`` of the pre-activations that are above their latents' thresholds.
 
     Args:
-      params to x, matmul_dtype, encoder: as ``of_batch``.
+      params, x, matmul_dtype, encoder: as ``of_batch``. stats: with ``exact.STATS``.
       threshold: a constant; one a latent or one for all.
-      capacity: candidates a row; 0: all densely; None: ``USUAL``, where they pay.
+      capacity: room for latents of a row, in the mean; 0: all densely; None: as ``room``.
       objective: as ``of_batch``; its p are codes of pre-activations, with the encoder's gradient:
-        all above the threshold are there, and others with them; what has no slot stands for no
-        latent.
+        all above the threshold are there, and maybe others; what has no slot stands for no latent.
       margin: p has to hold latents that are up to this much below, too (half the bandwidth of a
         straight-through estimator).
 
@@ -283,40 +271,26 @@ def of_rows(
       As ``of_batch``.
     """
 
-    def scores(params, x):
-        b_pre, W_enc, b_enc = encoder(params)
-        return pre_activations(x, b_pre, W_enc, b_enc, matmul_dtype)
-
     def dense(params):
-        return objective(params, DenseCodes(scores(params, x)))
+        b_pre, W_enc, b_enc = encoder(params)
+        return objective(params, DenseCodes(pre_activations(x, b_pre, W_enc, b_enc, matmul_dtype)))
 
-    n = stats["since_fired"].shape[0]
-    size = candidates(capacity, USUAL, n, PAY_FROM)
+    b, size = x.shape[0], room(capacity, stats["since_fired"].shape[0])
     if not size:
         loss, aux = dense(params)
-        return loss, *exact.counted(aux, exact.SPARSE)
-    b_pre, W_enc, b_enc = encoder(jax.lax.stop_gradient(params))
-    least = ops.own(jnp.broadcast_to(jax.lax.stop_gradient(threshold), b_enc.shape))
-    weights = (x, b_pre, W_enc, b_enc - least)
-    over, indices, tried = exact.candidates(stats, weights, size, matmul_dtype)
-    last = over[:, -1]
-    wide = ~(last <= -margin) if size < n else jnp.zeros_like(last, bool)
-    found = over + least[indices]
-
-    def chosen(params, p):
-        weights = ops.own((x, *encoder(params)))
-        return SparseCodes(chosen_scores(*weights, p, indices), indices)
+        return loss, *exact.counted(aux)
+    weights = (x, *encoder(jax.lax.stop_gradient(params)))
+    least = jax.lax.stop_gradient(threshold) - margin
+    above = exact.found(stats, weights, least, size, matmul_dtype)
+    used = above.values != -jnp.inf
+    codes, fits = laid_out(above, used, above.values, b, b * size, NEVER)
 
     def sparse(params):
-        return objective(params, chosen(params, found))
+        b_pre, W_enc, b_enc = encoder(params)
+        weights = ops.own((x, b_pre, W_enc, b_enc))
+        p = chosen_scores(*weights, codes.values, codes.indices, codes.rows)
+        return objective(params, codes.replace(values=p))
 
-    def mixed(params):
-        at = exact.wide_rows(wide)
-        p = scores(params, exact.of_rows(x, at[0]))
-        p = jnp.where(at[0][:, None] < x.shape[0], p, NEVER)
-        narrow = chosen(params, jnp.where(wide[:, None], NEVER, found))
-        return objective(params, exact.mixed(narrow, p, *at))
-
-    way = exact.way(wide, tried)
-    loss, aux = exact.exactly(way, sparse, mixed, dense, params)
-    return loss, *exact.counted(aux, way, wide)
+    enough = exact.everywhere(above.whole & fits)
+    loss, aux = exact.exactly(enough, sparse, dense, params)
+    return loss, *exact.counted(aux, enough)

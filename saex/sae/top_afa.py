@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from saex.kernels.encode_topk import pre_activations
-from saex.sae import affine, exact, losses, ops, pieces, selection
+from saex.sae import affine, losses, ops, selection
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.typing import Batch, Params
 
@@ -27,14 +27,10 @@ class TopAFA:
     x - b_dec, as their code does. They normalise each row by itself, we all rows by one scale, and
     AuxK is as in ``TopK``. The metric "eps_lbo" is ``losses.eps_lbo``, the paper's diagnostic.
 
-    L0 is what comes out: 1000 and more of 12288 in the paper. Training takes the ``capacity``
-    largest of each row first (on each device that holds latents). Rows that need more are done
-    densely, and if these are many the whole batch is (metrics "wide_rows" and "fallbacks":
-    ``saex.sae.exact``). A large share calls for capacity 0.
+    L0 is what comes out: 1000 and more of 12288 in the paper. Training is dense.
 
     Fields:
       afa: weight of the norm loss; the paper sweeps 1/128 to 1/16, and L0 grows with it.
-      capacity: candidates a row; 0: always densely.
       b_dec_init: where b_dec starts; "zeros" is the source's. At the centre L0 comes out larger
         (303 for 225 after 300 steps on a small language model's rows, FVU 0.049 for 0.068), and 27%
         of the latents are dead, not 3%.
@@ -44,7 +40,6 @@ class TopAFA:
     d_in: int
     n: int
     afa: float = 1 / 64
-    capacity: int = 0
     aux_coefficient: float = 1 / 32
     k_aux: int | None = None
     dead_after_tokens: int = 10_000_000
@@ -62,9 +57,8 @@ class TopAFA:
         affine.check_dead_after(self.dead_after_tokens)
         if self.n < 2:
             raise ValueError(f"n={self.n} latents: at least 2 are needed")
-        for name in ("afa", "capacity"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: cannot be negative")
+        if self.afa < 0:
+            raise ValueError(f"afa={self.afa}: cannot be negative")
 
     @property
     def d_out(self) -> int:
@@ -74,8 +68,8 @@ class TopAFA:
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
         """See ``affine.specs``; stats: rows since each latent fired."""
         since = ArraySpec((self.n,), ("n",), "int32", doc="rows since it last fired")
-        stats = {"since_fired": since, **exact.STATS}
-        return {"params": affine.specs(self.d_in, self.d_in, self.n), "stats": stats}
+        params = affine.specs(self.d_in, self.d_in, self.n)
+        return {"params": params, "stats": {"since_fired": since}}
 
     def hyper(self) -> dict[str, float]:
         """The weights of the norm loss and of AuxK."""
@@ -85,8 +79,7 @@ class TopAFA:
         """Unit rows, tied; b_dec as said."""
         params, _ = affine.init_tied(key, sample["x"], self.n, self.normalize, self.b_dec_init)
         params["W_enc"] = params["W_dec"] + 0
-        since = jnp.zeros((self.n,), jnp.int32)
-        return params, {"since_fired": since, **exact.stats()}
+        return params, {"since_fired": jnp.zeros((self.n,), jnp.int32)}
 
     @ops.encode
     def encode(self, params: Params, x: Any) -> DenseCodes:
@@ -105,53 +98,17 @@ class TopAFA:
         """Squares, norm loss and AuxK of one global batch of raw rows ``batch["x"]``."""
         x = affine.scaled(params, batch["x"])
 
-        def dense(params):
-            return objective(params, self._encode(params, x))
-
-        def objective(params, codes):
-            after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
-            aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
-            codes, y, aux_k, served = affine.decode_aux(params, x, codes, dead, *aux)
-            squares, gap = losses.mse(x - y) * self.d_in, _norm_gap(x, codes)
-            metrics = {"mse": squares, "afa": gap, "aux_k": aux_k, "aux_served": served}
-            metrics |= losses.figures(x, x - y, codes, dead)
-            # decoder rows are unit vectors while training
-            power = pieces.row_sums(codes, lambda c: jnp.square(c.values))
-            metrics["eps_lbo"] = losses.eps_lbo(x, power, params["b_dec"], self.n)
-            total = squares + hyper["afa"] * self.d_in * gap
-            return total + hyper["aux_coefficient"] * aux_k, (metrics, after, y)
-
-        if not self.capacity:
-            loss, aux = dense(params)
-            aux = exact.counted(aux, exact.SPARSE)
-        else:
-            n = stats["since_fired"].shape[0]
-            held = jax.lax.stop_gradient(params)
-            size = min(self.capacity, n)
-            weights = (x, *affine.encoder(held))
-            found, indices, tried = exact.candidates(stats, weights, size, self.matmul_dtype)
-            found = jax.nn.relu(found)
-            norm = jnp.linalg.norm(x - held["b_dec"][None], axis=1)
-            kept = (found >= selection.norm_cut(found, norm)[:, None]) & (found > 0)
-            wide = kept[:, -1] if size < n else jnp.zeros_like(kept[:, -1])
-            # on several devices a row that is wide on one may have another cut on all of them
-            wide = ops.latents_max(wide.astype(jnp.int32)) > 0
-            codes = affine.used_slots(jnp.where(kept, found, 0), indices)
-
-            def sparse(params):
-                return objective(params, codes)
-
-            def mixed(params):
-                at = exact.wide_rows(wide)
-                few = self._encode(params, exact.of_rows(x, at[0]))
-                few = jnp.where(at[0][:, None] < x.shape[0], few.values, 0)
-                narrow = affine.used_slots(jnp.where(wide[:, None], 0, codes.values), indices)
-                return objective(params, exact.mixed(narrow, few, *at))
-
-            way = exact.way(wide, tried)
-            loss, aux = exact.exactly(way, sparse, mixed, dense, params)
-            aux = exact.counted(aux, way, wide)
-        return loss, Out(*aux)
+        codes = self._encode(params, x)
+        stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
+        aux = self.aux_coefficient, self.aux_latents, self.matmul_dtype
+        codes, y, aux_k, served = affine.decode_aux(params, x, codes, dead, *aux)
+        squares, gap = losses.mse(x - y) * self.d_in, _norm_gap(x, codes)
+        metrics = {"mse": squares, "afa": gap, "aux_k": aux_k, "aux_served": served}
+        metrics |= losses.figures(x, x - y, codes, dead)
+        # decoder rows are unit vectors while training
+        metrics["eps_lbo"] = losses.eps_lbo(x, _power(codes), params["b_dec"], self.n)
+        total = squares + hyper["afa"] * self.d_in * gap
+        return total + hyper["aux_coefficient"] * aux_k, Out(metrics, stats, y)
 
     def after_step(self, state: Any, out: Out, batch: Batch, key: Any) -> Any:
         """Nothing."""
@@ -169,6 +126,11 @@ class TopAFA:
 
 def _norm_gap(x: Any, codes: Any) -> Any:
     """Mean over rows of (||f|| - ||x||)^2; no gradient where f = 0."""
-    square = ops.latents_sum(pieces.row_sums(codes, lambda c: jnp.square(c.values)))
+    square = ops.latents_sum(_power(codes))
     norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     return ops.rows_mean(jnp.square(norm - jnp.linalg.norm(x, axis=1)))
+
+
+def _power(codes: DenseCodes) -> Any:
+    """This device's part of each row's ||f||^2."""
+    return jnp.sum(jnp.square(codes.values), axis=1)

@@ -28,7 +28,7 @@ class Transcoder:
       d_in, d_out: widths of x and y. n: latents.
       l1: coefficient, for x and y of unit mean square norm.
       l1_warmup_steps: steps until the full coefficient.
-      capacity: candidates a row, as in ``ReLU``.
+      capacity: as in ``ReLU``.
       dead_after_tokens: rows without firing after which a latent counts as dead (a metric).
       normalize: scale of x and, by itself, of y. b_init: where b_in and b_dec start, of x and y.
       matmul_dtype: inputs of matmuls; everything accumulates in float32.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from saex.kernels import zeros_as
-from saex.sae import ops, pieces
+from saex.sae import ops, sums
 from saex.sae.base import ArraySpec, LossCodes
 from saex.typing import Params
 
@@ -37,7 +37,7 @@ def start(n: int, k: int) -> Params:
 
 def count(stats: Params, codes: LossCodes, rows: int, memory: int) -> Params:
     """The stats after a batch; the mean forgets over ``memory`` rows, and is one before that."""
-    fired = pieces.firings(codes, stats["density"].shape[0]).astype(jnp.float32) / rows
+    fired = sums.firings(codes, stats["density"].shape[0]).astype(jnp.float32) / rows
     seen = stats["rows_seen"] + rows
     weight = rows / jnp.minimum(seen, max(memory, rows))
     moved = stats["density"] + weight * (fired - stats["density"])

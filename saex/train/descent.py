@@ -115,7 +115,7 @@ def fused(optim: Optim, sae: Any) -> bool:
     """Whether ``descend_fused`` is for the target (``kernels.adam`` says why TPUs).
 
     Not for dense codes, where XLA can move the weights in the matmul that makes their gradient.
-    Methods that return dense codes and train on candidates would gain, and were not compiled so.
+    Methods that return dense codes and train on ragged ones would gain, and were not compiled so.
     """
     return target() == "tpu" and optim.moments == "float32" and sae.codes is SparseCodes
 

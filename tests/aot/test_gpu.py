@@ -207,10 +207,10 @@ def test_training_step(mesh, backend, monkeypatch):
 
 @pytest.mark.slow  # what is lowered is looked at in tests/kernels/test_lowering.py
 def test_jump_relu_step_scatters_no_floats(mesh):
-    """Its thresholds and its encoder's bias are sums over slots of candidates."""
+    """Its thresholds and its encoder's bias are sums over slots."""
     sae = JumpReLU(256, 16384, capacity=32)
     program = train_step(sae, 1024, MeshConfig(), mesh, "cuda")
-    assert " conditional(" in program.as_text()  # candidates, and the way out
+    assert " conditional(" in program.as_text()  # sparsely, and the way out
     assert not float_scatters(program)
 
 

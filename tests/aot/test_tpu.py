@@ -21,6 +21,7 @@ from saex.kernels.sparse_affine import pallas_tpu as affine_tpu
 from saex.kernels.sparse_decode import pallas_tpu as decode_tpu
 from saex.kernels.topk import pallas_tpu as topk_tpu
 from saex.kernels.topk import pallas_tpu_bins as bins
+from saex.sae.batch_topk import BatchTopK
 from saex.sae.topk import TopK
 from saex.sharding import MeshConfig
 from tests.aot.test_collectives import check_bytes
@@ -192,6 +193,14 @@ def test_training_step(tpu, model):
     assert bool(gathers) == (model > 1)
     check_bytes(program, sae, rows, config)
     assert len(re.findall(r"%adam[.\d]* = .*tpu_custom_call", text)) == 2
+
+
+def test_training_step_of_ragged_codes():
+    """Looked for by selections, laid out in lines, and a dense way beside it."""
+    sae = BatchTopK(d_in=128, n=4096, k=8, matmul_dtype="bfloat16")
+    program = train_step(sae, 256, MeshConfig(), mesh_of("v5e"), "tpu")
+    assert kernel_vmem(program) and not score_sorts(program, sae.n)
+    assert " conditional(" in program.as_text()
 
 
 def test_training_step_of_a_stack():

@@ -207,7 +207,7 @@ def test_chosen_scores_lead_to_the_encoder():
     def through(f):
         return jax.grad(lambda args: jnp.sum(jnp.sin(f(args))))(args)
 
-    got = through(lambda args: chosen_scores(*args, values, indices))
+    got = through(lambda args: chosen_scores(*args, values, indices, jnp.arange(5)))
     want = through(lambda args: jnp.take_along_axis(pre_activations(*args), indices, axis=1))
     for one, other in zip(got, want, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

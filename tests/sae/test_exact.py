@@ -1,11 +1,11 @@
-"""Candidates, some rows densely, or all of them: one loss and one gradient, on every mesh."""
+"""What is found sparsely, or all densely: one loss and one gradient, on every mesh."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saex.sae import SAES, exact
+from saex.sae import SAES, exact, selection
 from saex.sae.base import split
 from saex.sharding import MeshConfig, make_mesh, shardings
 
@@ -36,8 +36,7 @@ def batch_of(sae, wide=2):
 
 
 def made(name, capacity):
-    own = {"group_capacity": capacity} if name == "matryoshka" and capacity else {}
-    return SAES[name](d_in=D, n=N, capacity=capacity, **METHODS[name], **own)
+    return SAES[name](d_in=D, n=N, capacity=capacity, **METHODS[name])
 
 
 def start(sae, batch):
@@ -73,33 +72,45 @@ def assert_same(found, wanted):
 
 
 def dense_one(name, wide):
-    """(rows, params, stats, loss and gradients) of the method without candidates."""
+    """(rows, params, stats, loss and gradients) of the method, densely."""
     sae = made(name, 0)
     batch = batch_of(sae, wide)
     params, stats = start(sae, batch)
     return batch, params, stats, loss_of(sae, params, stats, batch)
 
 
-WAYS = {"sparse": (N, 2), "mixed": (20, 2), "dense": (4, 40)}  # capacity, wide rows of 64
+WAYS = {"sparse": (N, 2), "little room": (16, 2), "dense": (4, 40)}  # capacity, large rows of 64
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
-def test_all_ways_have_the_dense_one_s_values_and_gradients(name, way):
+def test_both_ways_have_the_dense_one_s_values_and_gradients(name, way):
     capacity, wide = WAYS[way]
+    if way == "dense" and "k" not in METHODS[name]:
+        capacity = 1
     batch, params, stats, wanted = dense_one(name, wide)
     found = loss_of(made(name, capacity), params, stats, batch)
-    share = found[2].metrics["wide_rows"]
-    assert share == {"sparse": 0, "mixed": wide / B, "dense": 1}[way]
     told = found[2].stats["fallbacks"], found[2].stats["fell_back"], found[2].metrics["fallback"]
     assert told == 3 * (way == "dense",)
     assert_same(found, wanted)
 
 
+@pytest.mark.parametrize("last", [0.0, 0.5, 1.0, 1.2])
+@pytest.mark.parametrize("name", ["batch_topk", "matryoshka"])
+def test_a_batch_s_cut_may_be_anywhere(name, last):
+    """It is looked for below the last one: that may not be known, or be too high."""
+    batch, params, stats, wanted = dense_one(name, 2)
+    stats = {**stats, "last_cut": last * wanted[2].metrics["cut"]}
+    found = loss_of(made(name, N), params, stats, batch)
+    assert found[2].metrics["fallback"] == (last > 1)
+    np.testing.assert_allclose(found[2].stats["last_cut"], wanted[2].metrics["cut"], rtol=1e-6)
+    assert_same(found, wanted)
+
+
 @pytest.mark.parametrize("config", [MeshConfig(2, 2), MeshConfig(1, 4)], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_wide_rows_on_meshes(name, config):
-    """On each device of latents other rows are wide: what they make is added up."""
+def test_lines_on_meshes(name, config):
+    """On each device rows have other numbers of latents: what they make is added up."""
     batch, params, stats, wanted = dense_one(name, 2)
     mesh, specs = make_mesh(config), made(name, 0).specs()
     with jax.set_mesh(mesh):
@@ -107,56 +118,51 @@ def test_wide_rows_on_meshes(name, config):
         on_mesh = [{k: jax.device_put(v, how[k]) for k, v in a.items()} for a in (params, stats)]
         rows = jax.NamedSharding(mesh, jax.P("data"))
         placed = {k: jax.device_put(v, rows) for k, v in batch.items()}
-        found = loss_of(made(name, 24 // config.model), *on_mesh, placed)
-    assert 0 < found[2].metrics["wide_rows"] < 0.2 and not found[2].metrics["fallback"]
+        found = loss_of(made(name, 24), *on_mesh, placed)
+    assert not found[2].metrics["fallback"]
     assert_same(found, wanted)
 
 
-def test_candidates_are_not_looked_for_in_most_steps_after_dense_ones():
+def test_nothing_is_looked_for_in_most_steps_after_dense_ones():
     x, W = jnp.ones((4, D)), jnp.ones((N, D))
     weights = (x, jnp.zeros(D), W, jnp.arange(N, dtype=jnp.float32))
     looked = {0, 1, 2, 4, 8, 16, 32, 48, 64, 80}
     for in_a_row in (0, 1, 2, 3, 4, 7, 8, 15, 16, 17, 48, 49, 80):
         wanted = in_a_row in looked
         stats = {"fell_back": jnp.int32(in_a_row), "fallbacks": jnp.int32(90)}
-        _, indices, tried = exact.candidates(stats, weights, 3, "float32")
-        assert bool(tried) == wanted
+        above = exact.found(stats, weights, N - 3.5 + D, 4, "float32")
+        assert bool(exact.everywhere(above.whole)) == wanted
         if wanted:
-            np.testing.assert_array_equal(indices, np.tile([N - 1, N - 2, N - 3], (4, 1)))
-        way = exact.way(jnp.zeros(4, bool), tried)
-        assert int(way) == (exact.SPARSE if wanted else exact.DENSE)
-        told, marks = exact.counted(({}, stats), way, jnp.zeros(4, bool))
+            assert int(jnp.sum(above.values > -jnp.inf)) == 12
+        told, marks = exact.counted(({}, stats), above.whole)
         assert int(marks["fallbacks"]) == 90 + (not wanted)
         assert int(marks["fell_back"]) == (0 if wanted else in_a_row + 1)
-        assert float(told["wide_rows"]) == float(told["fallback"]) == (not wanted)
+        assert float(told["fallback"]) == (not wanted)
 
 
-@pytest.mark.parametrize("way", [exact.SPARSE, exact.MIXED, exact.DENSE])
-def test_exactly_takes_one_way_with_its_gradients(way):
+@pytest.mark.parametrize("enough", [True, False])
+def test_exactly_takes_one_way_with_its_gradients(enough):
     def power(n):
         return lambda w: (jnp.sum(w["a"] ** n), {"which": jnp.float32(n)})
 
     @jax.jit
-    def run(w, way):
+    def run(w, enough):
         def loss(w):
-            value, aux = exact.exactly(way, *(power(n) for n in (1, 2, 3)), w)
+            value, aux = exact.exactly(enough, power(1), power(3), w)
             return 2 * value, aux
 
         return jax.value_and_grad(loss, has_aux=True)(w)
 
-    (value, aux), grads = run({"a": jnp.arange(3.0)}, jnp.int32(way))
-    assert (float(value), float(aux["which"])) == ((6, 1), (10, 2), (18, 3))[way]
-    np.testing.assert_allclose(grads["a"], [[2, 2, 2], [0, 4, 8], [0, 6, 24]][way])
+    (value, aux), grads = run({"a": jnp.arange(3.0)}, enough)
+    assert (float(value), float(aux["which"])) == ((6, 1) if enough else (18, 3))
+    np.testing.assert_allclose(grads["a"], [2, 2, 2] if enough else [0, 6, 24])
 
 
-def test_there_is_room_for_some_wide_rows():
-    wide = np.zeros(96, bool)
-    wide[[5, 40, 90]] = True
-    assert exact.room(96) == 3 and int(exact.way(jnp.asarray(wide))) == exact.MIXED
-    rows, places = exact.wide_rows(jnp.asarray(wide))
-    np.testing.assert_array_equal(rows, [5, 40, 90])
-    np.testing.assert_array_equal(np.flatnonzero(np.asarray(places) < 3), [5, 40, 90])
-    wide[0] = True
-    assert int(exact.way(jnp.asarray(wide))) == exact.DENSE
-    rows, places = exact.wide_rows(jnp.zeros(96, bool))
-    assert (np.asarray(rows) == 96).all() and (np.asarray(places) == 3).all()
+def test_there_is_room_as_asked_or_where_it_pays():
+    room = selection.room
+    assert room(5, 4) == 4 and room(0, 4096, 8) == 0 and room(200, 4096) == 200
+    pays = selection.PAY_FROM * 2 * 8
+    assert room(None, pays, 8) == 16 and room(None, pays - 1, 8) == 0
+    least, most = selection.USUAL
+    n = selection.LEVEL_AT * least
+    assert [room(None, m) for m in (n - 1, n, 2 * n, 10**6)] == [0, least, 2 * least, most]

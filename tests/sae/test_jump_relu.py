@@ -71,7 +71,7 @@ def test_the_loss_is_the_published_one():
     assert ((values == 0) | (values > 0.0999)).all() and (values > 0).any()
 
 
-def test_candidates_and_the_dense_way_have_the_same_gradients():
+def test_both_ways_have_the_same_gradients():
     x = sample(64)
     sparse, dense = (grads_of(JumpReLU(D, N, capacity=c, **SETTINGS), x) for c in (N, 0))
     few = JumpReLU(D, N, capacity=2, **SETTINGS)

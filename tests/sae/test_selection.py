@@ -1,12 +1,12 @@
-"""Selection over a batch: the dense definition on every mesh, or word of rows that need more."""
+"""Selection over a batch: the dense definition on every mesh."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saex.kernels.encode_topk import encode_topk, pre_activations
-from saex.sae import exact, ops, selection
+from saex.kernels.encode_topk import pre_activations
+from saex.sae import ops, selection
 from saex.sharding import MeshConfig, make_mesh
 
 B, D, N = 32, 8, 64
@@ -36,30 +36,21 @@ def on(config, fn, arrays, out):
         return jax.device_get(jax.jit(mapped)(placed))
 
 
-def dense(values, indices, a):
-    codes = jnp.zeros((values.shape[0], a["W_enc"].shape[0]))
-    return codes.at[jnp.arange(values.shape[0])[:, None], indices].add(values)
-
-
 @pytest.mark.parametrize("config", MESHES, ids=str)
 @pytest.mark.parametrize("k", [1, 3, 20])
 def test_the_top_of_a_batch_is_that_of_the_flat_scores(config, k):
     def part(a):
-        values, indices = encode_topk(*ops.own(tuple(a[name] for name in WEIGHTS[:4])), 8)
-        n = a["W_enc"].shape[0]
-        values, cut, wide = selection.top_of_batch(jax.nn.relu(values), n, B * k)
-        return dense(values, indices, a), cut, exact.way(wide) == exact.SPARSE
+        p = jax.nn.relu(pre_activations(*ops.own(tuple(a[name] for name in WEIGHTS[:4]))))
+        cut = selection.batch_cut(B * k, p)
+        return jnp.where(p >= cut, p, 0), cut
 
     a = arrays()
-    f, cut, enough = on(config, part, a, (jax.P("data", "model"), jax.P(), jax.P()))
+    f, cut = on(config, part, a, (jax.P("data", "model"), jax.P()))
     p = np.maximum(scores(a), 0)
     wanted = np.sort(p, axis=None)[-B * k]
-    if enough:
-        np.testing.assert_allclose(cut, wanted, rtol=1e-5)
-        np.testing.assert_allclose(f, np.where(p >= wanted, p, 0), atol=1e-5)
-        assert (f > 0).sum() == B * k
-    fits = ((p >= wanted).reshape(B, config.model, -1).sum(2) < min(8, N // config.model)).all()
-    assert bool(enough) == (fits or config.model == 8)
+    np.testing.assert_allclose(cut, wanted, rtol=1e-5)
+    np.testing.assert_allclose(f, np.where(p >= wanted, p, 0), atol=1e-5)
+    assert (f > 0).sum() == B * k
 
 
 def test_a_cut_is_0_where_too_few_are_above_0_and_ties_are_all_kept():
@@ -67,10 +58,3 @@ def test_a_cut_is_0_where_too_few_are_above_0_and_ties_are_all_kept():
     assert [float(selection.batch_cut(t, values)) for t in (1, 2, 3, 5, 6)] == [3, 2, 1, 1, 0]
     apart = values[:, :1], values[:, 1:]
     assert [float(selection.batch_cut(t, *apart)) for t in (1, 2, 3, 5, 6)] == [3, 2, 1, 1, 0]
-    kept, _, _ = selection.top_of_batch(values, 4, 3)
-    np.testing.assert_array_equal(kept, [[3, 1, 1, 0], [2, 1, 0, 0]])
-
-
-def test_candidates_are_as_asked_or_where_they_pay():
-    assert selection.candidates(5, 8, 4, 10) == 4 and selection.candidates(0, 8, 4096, 10) == 0
-    assert selection.candidates(None, 8, 80, 10) == 8 and selection.candidates(None, 8, 79, 10) == 0

@@ -25,7 +25,7 @@ ROWS, STEP = 128, 50
 ONE = MeshConfig()
 MESHES = [MeshConfig(8, 1), MeshConfig(2, 4), MeshConfig(1, 8), MeshConfig(2, 4, "fsdp")]
 OF = {name: small(name, dead_after_tokens=1000) for name in ("topk", "batch_topk", "jump_relu")}
-# too few candidates for some row of every mesh: the batch is done densely
+# too little room, and a cut that is not where it is looked for: the batch is done densely
 OF |= {"relu": small("relu"), "densely": small("batch_topk", capacity=4, dead_after_tokens=1000)}
 
 
@@ -43,6 +43,8 @@ def start(sae):
         params[name] = params[name].at[::3].multiply(0.02)
     params["W_dec"] /= jnp.linalg.norm(params["W_dec"], axis=1, keepdims=True)
     stats = {**stats, "since_fired": stats["since_fired"].at[::3].set(10**6)}
+    if "last_cut" in stats:
+        stats["last_cut"] *= 0.5 if sae.capacity > sae.k else 2.0  # that of what was changed here
     return jax.device_get((params, stats))
 
 

@@ -8,7 +8,13 @@ from jaxtyping import Array, Float, Int
 from saex.kernels import late, pick
 from saex.kernels.encode_topk import cpu, reference, xla_gpu
 from saex.kernels.encode_topk.reference import pre_activations as pre_activations
-from saex.kernels.sparse_decode import sparse_decode, sparse_scatter, sparse_sum
+from saex.kernels.sparse_decode import (
+    decode_lines,
+    scatter_lines,
+    sparse_decode,
+    sparse_scatter,
+    sparse_sum,
+)
 
 IMPLS = {
     "reference": reference.encode_topk,
@@ -84,23 +90,33 @@ def chosen_scores(
     b_pre: Float[Array, " d"],
     W_enc: Float[Array, "n d"],
     b_enc: Float[Array, " n"],
-    values: Float[Array, "b k"],
-    indices: Int[Array, "b k"],
-) -> Float[Array, "b k"]:
+    values: Float[Array, "v s"],
+    indices: Int[Array, "v s"],
+    owner: Int[Array, " v"],
+) -> Float[Array, "v s"]:
     """``values`` again, as the function of the encoder that they are.
 
     For pre-activations at ``indices`` that were found without a gradient: what comes back to a
     slot goes on to its latent's row, as through ``encode_topk``.
+
+    Args:
+      owner: whose row of x each line is, b for nobody's.
     """
     return values
 
 
-def _chosen_forward(x, b_pre, W_enc, b_enc, values, indices):
-    return values, (x, b_pre, W_enc, indices)
+def _chosen_forward(x, b_pre, W_enc, b_enc, values, indices, owner):
+    return values, (x, b_pre, W_enc, indices, owner)
 
 
 def _chosen_backward(residuals, g):
-    return (*_backward(None, None, None, residuals, (g,)), None, None)
+    x, b_pre, W_enc, indices, owner = residuals
+    n = W_enc.shape[0]
+    db_enc = sparse_sum(g, indices, n)
+    dW_enc = scatter_lines(g, indices, x - b_pre[None], owner, n)
+    db_pre = -(db_enc @ W_enc)
+    dx = decode_lines(g, indices, W_enc, owner, x.shape[0])
+    return dx, db_pre, dW_enc, db_enc, None, None, None
 
 
 chosen_scores.defvjp(_chosen_forward, _chosen_backward)

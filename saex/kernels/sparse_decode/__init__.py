@@ -132,3 +132,98 @@ def _take_backward(impl, residuals, g):
 
 
 sparse_take.defvjp(_take_forward, _take_backward)
+
+
+# ---------------------------------------------------------------------- lines, several of one row
+#
+# Codes [v, s] of b rows come with ``owner`` [v], int32: whose row each line is, in rising order, b
+# for nobody's, which come last.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def decode_lines(
+    values: Float[Array, "v s"],
+    indices: Int[Array, "v s"],
+    rows: Float[Array, "n d"],
+    owner: Int[Array, " v"],
+    b: int,
+    impl: str | None = None,
+) -> Float[Array, "b d"]:
+    """``sparse_decode`` of all lines of each of b rows."""
+    if by_blocks(impl):
+        return cpu.decode_lines(values, indices, rows, owner, b)
+    return sum_lines(pick(DECODE, impl)(values, indices, rows), owner, b, impl)
+
+
+def _decode_lines_forward(values, indices, rows, owner, b, impl):
+    args = values, indices, rows, owner
+    return decode_lines(*args, b, impl), args
+
+
+def _decode_lines_backward(b, impl, residuals, g):
+    values, indices, rows, owner = residuals
+    dvalues = dots_lines(indices, g, rows, owner, impl).astype(values.dtype)
+    drows = scatter_lines(values, indices, g, owner, rows.shape[0], impl).astype(rows.dtype)
+    return dvalues, None, drows, None
+
+
+decode_lines.defvjp(_decode_lines_forward, _decode_lines_backward)
+
+
+def dots_lines(
+    indices: Int[Array, "v s"],
+    g: Float[Array, "b d"],
+    rows: Float[Array, "n d"],
+    owner: Int[Array, " v"],
+    impl: str | None = None,
+) -> Float[Array, "v s"]:
+    """<g of a line's row, rows[indices]>; lines of nobody may have anything finite."""
+    if by_blocks(impl):
+        return cpu.dots_lines(indices, g, rows, owner)
+    return pick(DOTS, impl)(indices, take_lines(g, owner), rows)
+
+
+def scatter_lines(
+    values: Float[Array, "v s"],
+    indices: Int[Array, "v s"],
+    g: Float[Array, "b d"],
+    owner: Int[Array, " v"],
+    n: int,
+    impl: str | None = None,
+) -> Float[Array, "n d"]:
+    """The transpose of ``decode_lines`` in its rows."""
+    if by_blocks(impl):
+        return cpu.scatter_lines(values, indices, g, owner, n)
+    return pick(SCATTER, impl)(values, indices, take_lines(g, owner), n)
+
+
+def by_blocks(impl: str | None) -> bool:
+    """Whether lines are done a block at a time, without an array of what each has of its row."""
+    return pick(DECODE, impl) is cpu.decode
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def sum_lines(
+    lines: Float[Array, "v *d"], owner: Int[Array, " v"], b: int, impl: str | None = None
+) -> Float[Array, "b *d"]:
+    """For each of b rows the sum of its lines, numbers or [d], in a fixed order."""
+    used, whose = (owner < b)[:, None], jnp.where(owner < b, owner, 0)[:, None]
+    if lines.ndim == 1:
+        return sparse_sum(jnp.where(used, lines[:, None], 0), whose, b, impl)
+    return sparse_scatter(used.astype(lines.dtype), whose, lines, b, impl)
+
+
+def _sum_forward(lines, owner, b, impl):
+    return sum_lines(lines, owner, b, impl), owner
+
+
+def _sum_backward(b, impl, owner, g):
+    return take_lines(g, owner), None
+
+
+sum_lines.defvjp(_sum_forward, _sum_backward)
+
+
+def take_lines(x: Float[Array, "b *d"], owner: Int[Array, " v"]) -> Float[Array, "v *d"]:
+    """What each line's row has in x; 0 for nobody's."""
+    return x.at[owner].get(mode="fill", fill_value=0)

@@ -1,8 +1,11 @@
 """The forms that XLA on CPU runs well (measured; the einsum forms hold [b, k, d] and cost 3x).
 
 decode: an unrolled sum, whose gathers fuse into the adds. dots: a loop over the k slots.
-scatter: a loop of k scatter-adds of [b, d].
+scatter: a loop of k scatter-adds of [b, d]. Lines: the same for a block of them at a time, up to
+the last that is used, since what they have in x would be an array several times as large.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from saex.kernels import zeros_as
 
 UNROLL = 32  # slots whose gathers are fused into one loop over the rows
+BLOCK = 1024  # lines
 
 
 def decode(
@@ -31,16 +35,68 @@ def dots(
     indices: Int[Array, "b k"], g: Float[Array, "b d"], rows: Float[Array, "n d"]
 ) -> Float[Array, "b k"]:
     """One gather and one row-wise product at a time."""
-    return jax.lax.map(lambda i: jnp.sum(g * rows[i], axis=-1), indices.T).T
+    return jax.lax.map(lambda i: jnp.einsum("bd,bd->b", g, rows[i]), indices.T).T
 
 
 def scatter(
     values: Float[Array, "b k"], indices: Int[Array, "b k"], g: Float[Array, "b d"], n: int
 ) -> Float[Array, "n d"]:
     """One slot of every row at a time."""
+    return _added(zeros_as((n, g.shape[-1]), g), values, indices, g)
 
+
+def _added(total, values, indices, g):
     def add(total, slot):
         v, i = slot
         return total.at[i].add(v[:, None] * g), None
 
-    return jax.lax.scan(add, zeros_as((n, g.shape[-1]), g), (values.T, indices.T))[0]
+    return jax.lax.scan(add, total, (values.T, indices.T))[0]
+
+
+def decode_lines(values, indices, rows, owner, b):
+    """As ``sparse_decode.decode_lines``."""
+
+    def block(y, values, indices, owner):
+        return y.at[owner].add(decode(values, indices, rows), mode="drop")
+
+    y = zeros_as((b, rows.shape[1]), rows, jnp.float32)
+    return _over_blocks(block, y, owner, b, values, indices, owner)
+
+
+def dots_lines(indices, g, rows, owner):
+    """As ``sparse_decode.dots_lines``."""
+
+    def block(out, at, indices, owner):
+        made = dots(indices, _taken(g, owner), rows)
+        return jax.lax.dynamic_update_slice_in_dim(out, made, at[0], axis=0)
+
+    at = jnp.arange(len(indices), dtype=jnp.int32)
+    out = zeros_as(indices.shape, g)
+    return _over_blocks(block, out, owner, g.shape[0], at, indices, owner)
+
+
+def scatter_lines(values, indices, g, owner, n):
+    """As ``sparse_decode.scatter_lines``."""
+
+    def block(total, values, indices, owner):
+        return _added(total, values, indices, jax.lax.optimization_barrier(_taken(g, owner)))
+
+    total = zeros_as((n, g.shape[-1]), g)
+    return _over_blocks(block, total, owner, g.shape[0], values, indices, owner)
+
+
+def _taken(x, owner):
+    return x.at[owner].get(mode="fill", fill_value=0)
+
+
+def _over_blocks(step: Callable, carry: jax.Array, owner: jax.Array, b: int, *arrays) -> jax.Array:
+    """``step(carry, *arrays)`` for blocks of lines, up to the last line that is somebody's."""
+    lines = owner.shape[0]
+    size = BLOCK if lines % BLOCK == 0 else lines
+    used = (jnp.sum(owner < b, dtype=jnp.int32) + size - 1) // size
+
+    def body(i, carry):
+        parts = (jax.lax.dynamic_slice_in_dim(a, i * size, size) for a in arrays)
+        return step(carry, *parts)
+
+    return jax.lax.fori_loop(0, used, body, carry)

@@ -1,0 +1,69 @@
+"""Encoder and threshold in one op: of each row as many latents as lie above it.
+
+Rows differ by ten times in how many latents they need. What is found comes as lines of a few slots,
+each of one row, so that a row takes as many lines as it needs, and a batch has room for the mean of
+its rows instead of for the largest of them.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+from saex.kernels import late, pick
+from saex.kernels.encode_above import reference, xla
+
+IMPLS = {
+    "reference": reference.encode_above,
+    "cpu": xla.encode_above,
+    "gpu": functools.partial(xla.encode_above, block_rows=lambda b: b),  # not timed
+    # Scalar gathers and scatters are slow there; not timed.
+    "tpu": late("saex.kernels.encode_above.tiers", "encode_above"),
+}
+
+
+class Above(NamedTuple):
+    """What lies above, in rising order of rows, and of latents within a row.
+
+    values: float32 [l, s], pre-activations; -inf in a slot that is not used.
+    indices: int32 [l, s], their latents; 0 where not used.
+    rows: int32 [l], whose each line is; b where none of its slots is used.
+    whole: whether there was room for everything. If not, some of it is missing.
+    """
+
+    values: Float[Array, "l s"]
+    indices: Int[Array, "l s"]
+    rows: Int[Array, " l"]
+    whole: Bool[Array, ""]
+
+
+def encode_above(
+    x: Float[Array, "b d"],
+    b_pre: Float[Array, " d"],
+    W_enc: Float[Array, "n d"],
+    b_enc: Float[Array, " n"],
+    least: Float[Array, " n"],
+    room: int,
+    matmul_dtype: str = "float32",
+    impl: str | None = None,
+) -> Above:
+    """The pre-activations p = (x - b_pre) W_enc^T + b_enc that are above ``least``, and NaN.
+
+    No gradient: ``encode_topk.chosen_scores`` and ``sparse_affine`` make the values functions of
+    the encoder again.
+
+    Args:
+      x: float32 rows.
+      least: one a latent.
+      room: for so many latents a row, in the mean of a block of rows.
+      matmul_dtype: dtype of the matmul's inputs; it accumulates, and compares, in float32.
+      impl: a name from ``IMPLS``, or None for the target's own.
+
+    Raises:
+      ValueError: ``room`` below 1, or an unknown ``impl``.
+    """
+    if room < 1:
+        raise ValueError(f"room={room} latents a row: at least 1")
+    arrays = jax.lax.stop_gradient((x, b_pre, W_enc, b_enc, least))
+    return Above(*pick(IMPLS, impl)(*arrays, min(room, W_enc.shape[0]), matmul_dtype))
