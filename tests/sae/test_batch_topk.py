@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saex.sae import BatchTopK, TopK
+from saex.sae import BatchTopK, TopK, selection
 from saex.sharding import MeshConfig, make_mesh
 from saex.train.optim import Optim
 from tests.sae import toy
@@ -41,7 +41,7 @@ def test_a_batch_keeps_its_largest(capacity):
     np.testing.assert_allclose(out.metrics["l0"], K, rtol=1e-6)
     np.testing.assert_allclose(out.metrics["cut"], cut, rtol=1e-5)
     too_few = capacity == 4  # none to spare for what lies just below the cut
-    assert (p > 0.95 * cut).sum() > 64 * K
+    assert (p > selection.BELOW_LAST * cut).sum() > 64 * K
     np.testing.assert_allclose(out.stats["last_cut"], cut, rtol=1e-5)
     _, again = loss_of(sae, params, out.stats, x)
     assert float(again.metrics["fallback"]) == too_few
