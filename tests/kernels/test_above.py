@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saex.kernels.encode_above import IMPLS, encode_above
-from saex.kernels.encode_topk import chosen_scores, pre_activations
+from saex.kernels.encode_topk import chosen_scores, pre_activations, xla_gpu
 from saex.kernels.sparse_decode import decode_lines, dots_lines, scatter_lines, sum_lines
 
 SHAPES = {  # b, d, n, and the shares of latents above in most rows and in a few
@@ -43,6 +43,19 @@ def found(above, b, n):
     assert (rows[used.any(1)] < b).all() and (rows[~used.any(1)] == b).all()
     out[at] = values[used]
     return out[:b]
+
+
+def test_a_gpu_takes_blocks_of_so_many_bytes(monkeypatch):
+    """Places within a block are int32: one of 2^31 scores and more would have none."""
+    args = case("blocks")
+    b, n = args[0].shape[0], args[2].shape[0]
+    whole = encode_above(*args, n, "float32", "gpu")
+    monkeypatch.setattr("saex.kernels.encode_topk.xla_gpu.BYTES", 4 * n * 300)
+    blocks = encode_above(*args, n, "float32", "gpu")
+    np.testing.assert_array_equal(found(blocks, b, n), found(whole, b, n))
+    assert xla_gpu.block_rows(b, n) == 275
+    monkeypatch.undo()
+    assert xla_gpu.block_rows(2**16, 2**17) * 2**17 < 2**31
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -10,19 +10,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, UInt
 
+from saex.kernels.encode_topk import xla_gpu
 from saex.kernels.encode_topk.reference import pre_activations
-from saex.kernels.topk.cpu import block_rows
+from saex.kernels.topk import cpu
 
 WORD = 32  # bits
 
 
-def encode_above(x, b_pre, W_enc, b_enc, least, room, matmul_dtype, block_rows=block_rows):
-    """(values, indices, rows, whole): lines of one slot; ``room`` is that of each block of rows.
+def on_cpu(x, b_pre, W_enc, b_enc, least, room, matmul_dtype):
+    """(values, indices, rows, whole); blocks as those of ``encode_topk``, which stay in cache."""
+    rows = cpu.block_rows(x.shape[0])
+    return _by_blocks(x, b_pre, W_enc, b_enc, least, room, matmul_dtype, rows)
 
-    ``block_rows`` tells how many rows of b a block has.
-    """
+
+def on_gpu(x, b_pre, W_enc, b_enc, least, room, matmul_dtype):
+    """The same; blocks of some gigabytes, in which an int32 tells every place."""
+    rows = xla_gpu.block_rows(x.shape[0], W_enc.shape[0])
+    return _by_blocks(x, b_pre, W_enc, b_enc, least, room, matmul_dtype, rows)
+
+
+def _by_blocks(x, b_pre, W_enc, b_enc, least, room, matmul_dtype, rows):
+    """Lines of one slot, of blocks of so many rows; ``room`` is that of each block."""
     (b, d), n = x.shape, W_enc.shape[0]
-    rows = block_rows(b)
     blocks = jnp.pad(x, ((0, -b % rows), (0, 0))).reshape(-1, rows, d)
     firsts = jnp.arange(len(blocks), dtype=jnp.int32) * rows
 
