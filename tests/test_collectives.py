@@ -132,7 +132,7 @@ def test_a_device_that_sends_to_itself_exchanges_nothing():
 
 @pytest.mark.parametrize("mesh", [MeshConfig(2, 4)], ids=str)
 def test_a_batch_is_selected_by_counts_alone(mesh):
-    """BatchTopK: no value or index of a candidate travels, in neither way of taking the batch."""
+    """BatchTopK: no value or index travels, in neither way of taking the batch."""
     program = compiled.train_step(BatchTopK(D, N, K, capacity=2 * K, aux_coefficient=0.0), B, mesh)
     found = compiled.exchanges(program)
     assert {e.kind for e in found} == {"all-reduce"}

@@ -74,7 +74,7 @@ class BatchCrosscoder:
         return self.widths or (self.d_in,)
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
-        """See ``crosscoder.specs``, and thresholds; stats as ``TopK``, and their running mean."""
+        """See ``crosscoder.specs``, and thresholds; stats as ``BatchTopK``, and a mean cut."""
         params = crosscoder.specs(self.d_in, self.n)
         params["threshold"] = ArraySpec((self.n,), ("n",), trainable=False, doc="of codes")
         stats = {

@@ -67,7 +67,7 @@ class BatchTopK:
         return self.d_in
 
     def specs(self) -> dict[str, dict[str, ArraySpec]]:
-        """See ``affine.specs``, and the threshold; stats as ``TopK``."""
+        """See ``affine.specs``, and the threshold; stats as ``TopK``, and ``selection.STATS``."""
         params = affine.specs(self.d_in, self.d_in, self.n)
         params["threshold"] = ArraySpec((), (), trainable=False, doc="of codes, in scaled units")
         stats = {**affine.stats_specs(self.n), **selection.STATS}

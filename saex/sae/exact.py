@@ -54,8 +54,9 @@ def found(
         return encode_above(x, b_pre, W_enc, b_enc, least, room, matmul_dtype)
 
     def pass_by(weights):
-        shapes = jax.eval_shape(look, weights)
-        return jax.tree.map(lambda a: zeros_as(a.shape, weights[0], a.dtype), shapes)
+        shapes, b = jax.eval_shape(look, weights), weights[0].shape[0]
+        zeros = jax.tree.map(lambda a: zeros_as(a.shape, weights[0], a.dtype), shapes)
+        return zeros._replace(values=zeros.values - jnp.inf, rows=zeros.rows + b)
 
     return jax.lax.cond(tried, look, pass_by, weights)
 

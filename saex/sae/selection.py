@@ -26,11 +26,12 @@ from saex.typing import Params
 # of 2048 latents 40%, of 8192 50%.
 BELOW_LAST = 0.93
 STATS = {**exact.STATS, "last_cut": ArraySpec((), (), doc="the last batch's; 0: none yet")}
-# Measured on a CPU (experiments/benchmarks/ways_cpu.py): latents to each that has room, from
-# which on a batch's top k is faster sparsely; and to each that is above its threshold, at which a
-# sparse step takes as long as a dense one.
+# Measured on a CPU (docs/benchmarks.md): latents to each that has room,
+# from which on a batch's top k is faster sparsely; and to each that is above its threshold, at which
+# a sparse step takes as long as a dense one.
 PAY_FROM = 16
 LEVEL_AT = 48
+COUNTED = 2**31 - 1  # scores
 USUAL = 32, 256  # the least that is worth its bookkeeping, and the most, where L0 is not known
 
 
@@ -77,14 +78,17 @@ def batch_cut(total: Any, values: Float[Array, "_ _"]) -> Float[Array, ""]:
 
     By bisection on the bits: counts alone travel between devices.
     """
+    many = ops.rows_count(values) * ops.latents_count(values.T) > COUNTED
     bits = jax.lax.bitcast_convert_type(jax.nn.relu(jax.lax.stop_gradient(values)), jnp.int32)
 
     def halve(_, bounds):
         low, high = bounds  # at least `total` values are >= low, fewer are >= high
         middle = low + (high - low) // 2
         here = jnp.sum(bits >= middle, dtype=jnp.int32)
-        count = ops.rows_sum(ops.latents_sum(here))
-        enough = count >= total
+        enough = ops.rows_sum(ops.latents_sum(here)) >= total
+        if many:  # more than an int32 counts: these are enough in any case
+            rough = jnp.sum(jnp.sum(bits >= middle, axis=1), dtype=jnp.float32)
+            enough |= ops.rows_sum(ops.latents_sum(rough)) > COUNTED / 2
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     infinity = jax.lax.bitcast_convert_type(jnp.float32(jnp.inf), jnp.int32)
@@ -184,7 +188,8 @@ def of_batch(
       params: of the method. stats: with ``STATS``. x: rows in scaled units, a constant.
       active_k: how many of a row, in the mean, traced or not. k: its bound, static.
       capacity: room for what may be among them, in latents of a row, in the mean; 0: all densely;
-        None: 2 k, where it pays. The result is exact in any case (``exact``).
+        None: 2 k, where it pays, of which 1.25 k may be kept on one device of rows. The result is
+        exact in any case (``exact``).
       objective: gives (scalar, (metrics, stats, and whatever else)), the same types for all kinds
         of codes: pre-activations above 0 that were chosen, without a gradient if ragged.
       matmul_dtype: dtype of the matmul's inputs.
@@ -217,7 +222,8 @@ def of_batch(
     values = jax.nn.relu(above.values)
     cut = batch_cut(total, values)
     keep = (values >= cut) & (values > 0)
-    most = b * min(size, k + k // 4)  # of one device's rows, which may have more than others'
+    # of one device's rows, which may have more than others'
+    most = b * (min(size, k + k // 4) if capacity is None else size)
     codes, fits = laid_out(above, keep, values, b, most, 0.0, level, levels)
     enough = exact.everywhere(above.whole & fits & ((cut > least) | (least == 0)))
     loss, aux = exact.exactly(enough, lambda params: told(params, codes, cut), dense, params)

@@ -53,6 +53,15 @@ def test_the_top_of_a_batch_is_that_of_the_flat_scores(config, k):
     assert (f > 0).sum() == B * k
 
 
+def test_more_scores_than_an_int32_counts(monkeypatch):
+    """Counts that could be wrong are passed over by rough ones."""
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(40, 50)), jnp.float32)
+    totals = (1, 7, 200, 500)
+    wanted = [float(selection.batch_cut(t, values)) for t in totals]
+    monkeypatch.setattr(selection, "COUNTED", 1500)
+    assert [float(selection.batch_cut(t, values)) for t in totals] == wanted
+
+
 def test_a_cut_is_0_where_too_few_are_above_0_and_ties_are_all_kept():
     values = jnp.asarray([[3.0, 1.0, 1.0, 0.0], [2.0, 1.0, -1.0, -2.0]])
     assert [float(selection.batch_cut(t, values)) for t in (1, 2, 3, 5, 6)] == [3, 2, 1, 1, 0]

@@ -25,6 +25,8 @@ IMPLS = {
 class Above(NamedTuple):
     """What lies above, in rising order of rows, and of latents within a row.
 
+    Lines that are not used may stand between the others.
+
     values: float32 [l, s], pre-activations; -inf in a slot that is not used.
     indices: int32 [l, s], their latents; 0 where not used.
     rows: int32 [l], whose each line is; b where none of its slots is used.
@@ -55,7 +57,7 @@ def encode_above(
     Args:
       x: float32 rows.
       least: one a latent.
-      room: for so many latents a row, in the mean of a block of rows.
+      room: for so many latents a row, in the mean of a block of rows (on a CPU of at most 1024).
       matmul_dtype: dtype of the matmul's inputs; it accumulates, and compares, in float32.
       impl: a name from ``IMPLS``, or None for the target's own.
 

@@ -2,13 +2,15 @@
 
 ``encode_topk`` holds no scores there and moves no scalars one by one, which TPUs are slow at. Its
 values of a row are sorted, so that what lies above is a beginning of them. A row in which all of
-them lie above is wide: the wide ones are selected from again, with more of each. What is found is
-put in order of latents in its row, and then moved by whole lines.
+them lie above is wide: the wide ones, if there are any, are selected from again, with more of each
+(more than 256 of a row are XLA's to sort). What is found is put in order of latents in its row, and
+moved by whole lines; where it is laid out anew (``saex.sae.ragged``) slots are moved one by one.
 """
 
 import jax
 import jax.numpy as jnp
 
+from saex.kernels import zeros_as
 from saex.kernels.encode_topk import encode_topk
 
 SLOTS = 16  # of a line
@@ -18,7 +20,7 @@ FIRST, MORE, WIDE = 256, 8, 8  # of each row at most; times as many of one row i
 def encode_above(x, b_pre, W_enc, b_enc, least, room, matmul_dtype):
     """(values, indices, rows, whole). Not whole, too: too many wide rows, or too many of one."""
     b, n = x.shape[0], W_enc.shape[0]
-    c = min(n, max(2 * room, 1), FIRST)
+    c = min(n, 2 * room, FIRST)
     weights = b_pre, W_enc, b_enc - least
     chosen: tuple = encode_topk(x, *weights, c, matmul_dtype)
     over, latents = chosen
@@ -28,8 +30,16 @@ def encode_above(x, b_pre, W_enc, b_enc, least, room, matmul_dtype):
     m = max(1, b // WIDE)
     (of,) = jnp.nonzero(wide, size=m, fill_value=b)
     rows = x.at[of].get(mode="fill", fill_value=0)
-    chosen = encode_topk(rows, *weights, min(n, MORE * c), matmul_dtype)
-    more, more_latents = chosen
+    size = min(n, MORE * c)
+
+    def select(rows):
+        chosen: tuple = encode_topk(rows, *weights, size, matmul_dtype)
+        return chosen[0], chosen[1]
+
+    def nothing(rows):
+        return zeros_as((m, size), rows), zeros_as((m, size), rows, jnp.int32)
+
+    more, more_latents = jax.lax.cond(jnp.any(wide), select, nothing, rows)
     real = (of < b)[:, None]
     more_used = ~(more <= 0) & real
     enough = ~jnp.any(more_used[:, -1]) if more.shape[1] < n else True

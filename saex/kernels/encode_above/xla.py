@@ -25,7 +25,8 @@ def on_cpu(x, b_pre, W_enc, b_enc, least, room, matmul_dtype):
 
 def on_gpu(x, b_pre, W_enc, b_enc, least, room, matmul_dtype):
     """The same; blocks of some gigabytes, in which an int32 tells every place."""
-    rows = xla_gpu.block_rows(x.shape[0], W_enc.shape[0])
+    blocks = -(-x.shape[0] // max(xla_gpu.BYTES // (4 * W_enc.shape[0]), 1))
+    rows = -(-x.shape[0] // blocks)
     return _by_blocks(x, b_pre, W_enc, b_enc, least, room, matmul_dtype, rows)
 
 
