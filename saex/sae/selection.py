@@ -26,9 +26,9 @@ from saex.typing import Params
 # of 2048 latents 40%, of 8192 50%.
 BELOW_LAST = 0.93
 STATS = {**exact.STATS, "last_cut": ArraySpec((), (), doc="the last batch's; 0: none yet")}
-# Measured on a CPU (docs/benchmarks.md): latents to each that has room, from which on a batch's top k
-# is faster sparsely; and to each that is above its threshold, at which a sparse step takes as long
-# as a dense one.
+# Measured on a CPU (docs/benchmarks.md): latents to each that has room, from which on a batch's top
+# k is faster sparsely; and to each that is above its threshold, at which a sparse step takes as
+# long as a dense one.
 PAY_FROM = 16
 LEVEL_AT = 48
 COUNTED = 2**31 - 1  # scores
