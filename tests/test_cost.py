@@ -128,15 +128,15 @@ def test_latents_in_use_can_be_told():
 @pytest.mark.parametrize("n", [1024, 8192, 65536])
 @pytest.mark.parametrize("name", ["batch_topk", "mutual_choice", "jump_relu", "matryoshka"])
 def test_the_rules_are_those_of_the_methods(name, n, model, monkeypatch):
-    """What a method asks ``selection.room`` for while its loss is traced on a shard."""
+    """What a method asks ``selection.room_for`` for while its loss is traced on a shard."""
     asked = []
-    real = selection.room
+    real = selection.room_for
 
     def spy(*args):
         asked.append(real(*args))
         return asked[-1]
 
-    monkeypatch.setattr(selection, "room", spy)
+    monkeypatch.setattr(selection, "room_for", spy)
     for sae in (SAES[name](16, n), *([Matryoshka(16, n, sampled=3)] if name[0:3] == "mat" else [])):
         asked.clear()
         trace_loss(sae, model)

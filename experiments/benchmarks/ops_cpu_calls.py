@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from measure import saex_step, zipf_codes, zipf_rows, zipf_scores
 
-from saex.kernels.encode_above import encode_above
+from saex.kernels.encode_above import encode_above, room_for
 from saex.kernels.encode_topk import encode_topk, pre_activations
 from saex.kernels.sparse_affine import GRADS, sparse_affine
 from saex.kernels.sparse_decode import DECODE, DOTS, SCATTER, sparse_decode
@@ -135,7 +135,7 @@ def batch_calls(b: int, d: int, n: int, k: int) -> Calls:
     """Encoder, and what is among a batch's b k largest (BatchTopK), without gradients."""
     x, w = _rows(b, d), _weights(d, n)
     last = selection.batch_cut(min(b, 256) * k, affine.scores(w, x[:256]))
-    size = selection.room(None, n, k)
+    size = room_for(None, n, k)
 
     def plain(w, x):
         p = jax.nn.relu(affine.scores(w, x))
@@ -158,7 +158,7 @@ def threshold_calls(b: int, d: int, n: int, k: int) -> Calls:
     """Encoder, and what is above one threshold a latent, k of a row (JumpReLU)."""
     x, w = _rows(b, d), _weights(d, n)
     cut = jnp.quantile(affine.scores(w, x[:256]), 1 - k / n)
-    theta, size = jnp.full((n,), cut), selection.room(None, n)
+    theta, size = jnp.full((n,), cut), room_for(None, n)
 
     def plain(w, x):
         p = affine.scores(w, x)

@@ -4,7 +4,7 @@
 
 A step that looks for what is above, with room for twice the L0, against one that does everything
 densely. From which width on the methods do so, and for how many latents of a row they have room
-(``selection.room``), comes from this table. Milliseconds, minimum of interleaved runs in one
+(``encode_above.room_for``), comes from this table. Milliseconds, minimum of interleaved runs in one
 process, float32, on rows of features that fire with Zipf frequencies. Beside them the cost model's
 floor.
 """

@@ -1,15 +1,14 @@
 """How many latents of a row a training step works on: k, as many as it has room for, or all.
 
 What ``encode`` returns does not tell: methods with dense codes train on what they find where that
-pays (``saex.sae.selection``), and touch what they keep of it. Their rules are repeated here, as
-this package lies below theirs; ``tests/test_cost.py`` compares them with what methods ask for.
+pays (``encode_above.room_for``), and touch what they keep of it; ``tests/test_cost.py`` compares
+this with what methods ask for.
 """
 
 import dataclasses
 from typing import Any
 
-LEVEL_AT, LEAST, MOST = 48, 32, 256  # of methods without k: latents to each that has room
-TIMES_K, PAY_FROM = 2, 16  # with k: room, and latents to each that has it
+from saex.kernels.encode_above import room_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +57,9 @@ def room(sae: Any, model: int = 1) -> int:
     """Latents of a row, in the mean, that a method with dense codes has room for on a device; 0: it
     is done densely.
     """
-    n, k = sae.n // model, getattr(sae, "k", None)
     if not hasattr(sae, "capacity"):
         return 0
-    if sae.capacity is not None:
-        return min(sae.capacity, n)
-    if k:
-        return TIMES_K * k if PAY_FROM * TIMES_K * k <= n else 0
-    return min(n // LEVEL_AT, MOST) if n // LEVEL_AT >= LEAST else 0
+    return room_for(sae.capacity, sae.n // model, getattr(sae, "k", None))
 
 
 def examples(sae: Any) -> int:

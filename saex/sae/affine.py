@@ -192,7 +192,7 @@ def _nothing(x: Float[Array, "b d"]) -> SparseCodes:
 
 
 def decode_chosen(
-    params: Any, x: Float[Array, "b d"], codes: SparseCodes | RaggedCodes, levels: int = 1
+    params: Any, x: Float[Array, "b d"], codes: SparseCodes | RaggedCodes
 ) -> tuple[Any, Float[Array, "m o"]]:
     """(codes, reconstruction without bias), as functions of the affine encoder and decoder.
 
@@ -200,12 +200,14 @@ def decode_chosen(
       params: W_enc, b_enc, W_dec, b_dec (taken from x before the encoder): this device's latents.
       x: rows in scaled units.
       codes: pre-activations where a latent was chosen, 0 elsewhere; no gradient of their own.
-      levels: reconstructions of each row, [b * levels, o], which ragged codes' ``rows`` then tell.
 
     Returns:
-      The codes with the gradient that leads to the encoder, and the sum over all devices' latents.
+      The codes with the gradient that leads to the encoder, and the sum over all devices' latents;
+      of ragged codes with levels that of each, [b * levels, o].
     """
-    out: tuple = sparse_affine(*_own(params, x, codes), owner=_owner(codes), levels=levels)
+    ragged = isinstance(codes, RaggedCodes)
+    lines = (ops.own(codes.groups), codes.levels) if ragged else (None, 1)
+    out: tuple = sparse_affine(*_own(params, x, codes), None, *lines)
     return codes.replace(values=out[0]), ops.latents_sum(out[1])
 
 
@@ -213,10 +215,6 @@ def _own(params, x, codes):
     """What the op takes of an affine dictionary and of codes, as this device's own copies."""
     weights = (x, *(params[name] for name in ("b_dec", "W_enc", "b_enc", "W_dec")))
     return ops.own((*weights, *jax.lax.stop_gradient((codes.values, codes.indices))))
-
-
-def _owner(codes):
-    return ops.own(codes.rows) if isinstance(codes, RaggedCodes) else None
 
 
 def decode_chosen_aux(
@@ -241,7 +239,8 @@ def decode_chosen_aux(
     """
     cut = _dead_cut(*jax.lax.stop_gradient((params, x)), dead, k_aux, matmul_dtype)
     args = (*_own(params, x, codes), *ops.own((listed(dead), cut)))
-    out: tuple = sparse_affine_aux(*args, matmul_dtype, owner=_owner(codes))
+    owner = ops.own(codes.rows) if isinstance(codes, RaggedCodes) else None
+    out: tuple = sparse_affine_aux(*args, matmul_dtype, owner=owner)
     values, y, y_dead, active = out
     served = ops.latents_sum(jnp.sum(ops.rows_sum(active) > 0, dtype=jnp.float32))
     codes = codes.replace(values=values)

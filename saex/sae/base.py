@@ -68,14 +68,20 @@ class RaggedCodes(flax.struct.PyTreeNode):
     """As many latents of a row as it needs, in lines of a few slots; inside of a loss only.
 
     values: float32 [v, s]; indices: int32 [v, s]; both as ``SparseCodes``, line by line.
-    rows: int32 [v], whose row each line is, in rising order; b: nobody's.
-    b: how many rows there are.
+    groups: int32 [v], row * levels + level of each line, in rising order; b * levels: nobody's.
+    b: how many rows there are. levels: of what is reconstructed apart (``nested``).
     """
 
     values: Leaf
     indices: Leaf
-    rows: Leaf
+    groups: Leaf
     b: int = flax.struct.field(pytree_node=False)
+    levels: int = flax.struct.field(pytree_node=False, default=1)
+
+    @property
+    def rows(self) -> Leaf:
+        """int32 [v], whose row each line is; b: nobody's."""
+        return self.groups // self.levels
 
 
 Codes = SparseCodes | DenseCodes

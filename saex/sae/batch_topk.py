@@ -31,7 +31,7 @@ class BatchTopK:
       k: mean of active latents a row (a sweep's upper bound).
       capacity: room for what is found, in latents of a row, in the mean (on each device that holds
         latents); 0: always densely; None: 2 k, or densely where that is the faster way
-        (``selection.room``).
+        (``encode_above.room_for``).
       threshold_rate: weight of a batch in the running mean of the smallest kept value; that value
         falls as batches grow.
       others: as in ``TopK``.

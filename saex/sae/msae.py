@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from saex.sae import affine, losses, nested, ops
+from saex.sae import affine, losses, nested, ops, ragged
 from saex.sae.base import ArraySpec, DenseCodes, Out, SparseCodes
 from saex.sae.topk import TopK
 from saex.typing import Batch, Params
@@ -105,8 +105,8 @@ class MSAE:
         codes = self._choose(held, x, self.largest, hyper["k"] * self.levels[-1])
         level = self._level(codes.values, hyper["k"])
         stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
-        slots = self.k * max(b - a for a, b in zip((0, *self.levels), self.levels))
-        parts = nested.decode_chosen(params, x, codes, level, len(self.levels), slots)
+        lines = ragged.of_levels(codes, level, len(self.levels))
+        parts = nested.decode_ragged(params, x, lines)
 
         b_dec = params["b_dec"][None]
         residuals = [x - part - b_dec for part in parts]

@@ -9,12 +9,11 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from saex.sae import affine, ops, sums
-from saex.sae.base import DenseCodes, RaggedCodes, SparseCodes
+from saex.sae.base import DenseCodes, RaggedCodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,59 +44,20 @@ def decode(
     Args:
       params, x: as ``affine.decode_chosen``, which ragged codes go through: pre-activations that
         were chosen without a gradient. Dense ones have their own.
-      codes: no line of ragged ones holds latents of two levels.
+      codes: ragged ones with as many levels.
     """
     if isinstance(codes, DenseCodes):
         return ops.latents_sum(_decode_dense(codes.values, params["W_dec"], levels, matmul_dtype))
-    groups, b = codes.rows * levels.count + levels.of(codes.indices[:, 0]), codes.b * levels.count
-    groups = jnp.where(codes.rows < codes.b, groups, b)
-    _, parts = affine.decode_chosen(params, x, codes.replace(rows=groups, b=b), levels.count)
-    return _summed_up(parts.reshape(-1, levels.count, parts.shape[1]))
+    return decode_ragged(params, x, codes)
 
 
-def by_level(codes: SparseCodes, level: Int[Array, "b c"], levels: int, slots: int) -> SparseCodes:
-    """The slots of each row put apart by their level, as codes of ``levels`` times as many rows.
-
-    Args:
-      codes: this device's. level: of each slot, 0..levels-1; that of an unused one does not matter.
-      slots: room for one level of one row; what has none is lost.
-
-    Returns:
-      [b * levels, slots]: row ``b * levels + l`` holds row b's slots of level l, in their order.
-    """
-    values, indices = codes.values, codes.indices
-    b = values.shape[0]
-    used = (level[:, :, None] == jnp.arange(levels)[None, None]) & (values != 0)[:, :, None]
-    before = jnp.cumsum(used.astype(jnp.int32), axis=1) - 1
-    rank = jnp.take_along_axis(before, level[:, :, None], axis=2)[:, :, 0]
-    room = (values != 0) & (rank < slots)
-    place = jnp.where(room, level * slots + rank, levels * slots)
-    rows = jnp.arange(b)[:, None]
-
-    def put(a):
-        table = jnp.zeros((b, levels * slots + 1), a.dtype).at[rows, place].set(a)
-        return table[:, :-1].reshape(b * levels, slots)
-
-    return SparseCodes(put(values), put(indices))
-
-
-def decode_chosen(
-    params: Any,
-    x: Float[Array, "b d"],
-    codes: SparseCodes,
-    level: Int[Array, "b c"],
-    levels: int,
-    slots: int,
+def decode_ragged(
+    params: Any, x: Float[Array, "b d"], codes: RaggedCodes
 ) -> list[Float[Array, "b o"]]:
-    """``decode`` of sparse codes, by the level of each slot; ``slots`` as in ``by_level``."""
-    apart = by_level(jax.lax.stop_gradient(codes), level, levels, slots)
-    _, parts = affine.decode_chosen(params, jnp.repeat(x, levels, axis=0), apart)
-    return _summed_up(parts.reshape(-1, levels, parts.shape[1]))
-
-
-def _summed_up(parts: Float[Array, "b levels o"]) -> list[Float[Array, "b o"]]:
-    """Each level with those below it."""
-    return list(itertools.accumulate(parts[:, at] for at in range(parts.shape[1])))
+    """``decode`` of codes that know their levels."""
+    _, parts = affine.decode_chosen(params, x, codes)
+    parts = parts.reshape(-1, codes.levels, parts.shape[1])
+    return list(itertools.accumulate(parts[:, at] for at in range(codes.levels)))
 
 
 def _decode_dense(values: Any, W_dec: Any, levels: Levels, matmul_dtype: str) -> list[Any]:

@@ -1,14 +1,12 @@
 """Codes of rows that need different numbers of latents, laid out in lines."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from saex.kernels.encode_above import Above
 from saex.kernels.sparse_decode.cpu import BLOCK  # whole ones cost what is used
-from saex.sae.base import RaggedCodes
+from saex.sae.base import RaggedCodes, SparseCodes
 
 # Slots of a line, one for each row and others as its latents ask. Short ones waste fewer slots and
 # are more, each of which moves a row of x and one of g: of 8, 16 and 32 the fastest on a CPU.
@@ -23,7 +21,7 @@ def laid_out(
     b: int,
     room: int,
     unused: float = 0.0,
-    level: Callable | None = None,
+    level: Int[Array, "l s"] | None = None,
     levels: int = 1,
 ) -> tuple[RaggedCodes, Bool[Array, ""]]:
     """(codes, fits): the slots that are kept, in as many lines of a row as it needs.
@@ -32,8 +30,7 @@ def laid_out(
       above: of b rows. keep: which of its slots. values: of these slots.
       room: for so many latents in all.
       unused: the value of a slot that is not used.
-      level: latents (any shape) -> 0..levels-1, which never falls as latents rise: no line holds
-        latents of two levels.
+      level: of each slot, 0..levels-1, which never falls along a row: no line holds slots of two.
 
     Returns:
       fits: whether all had room. Slots are filled from the front; a line that is used uses its
@@ -42,7 +39,7 @@ def laid_out(
     s = SLOTS if levels == 1 else SLOTS_OF_LEVELS
     lines = -(-room // s) + b * levels
     lines += -lines % BLOCK if lines > BLOCK else 0
-    group = above.rows[:, None] * levels + (level(above.indices) if level else 0)
+    group = above.rows[:, None] * levels + (0 if level is None else level)
     # kept slots of one group follow each other, if not in neighbouring places
     of = jnp.where(keep, group, b * levels).reshape(-1)
     counts = jnp.zeros((b * levels,), jnp.int32).at[of].add(1, mode="drop")
@@ -59,8 +56,15 @@ def laid_out(
     taken = (a.reshape(-1).at[slot] for a in (values, above.indices))
     values, indices = (a.get(mode="fill", fill_value=f) for a, f in zip(taken, (unused, 0)))
     first = jnp.where(needed > 0, firsts, lines)
-    numbers = jnp.arange(b * levels, dtype=jnp.int32) // levels
-    rows = jax.lax.cummax(jnp.zeros((lines,), jnp.int32).at[first].max(numbers, mode="drop"))
-    rows = jnp.where(jnp.arange(lines) < line_ends[-1], rows, b)
-    codes = RaggedCodes(values.reshape(-1, s), indices.reshape(-1, s), rows, b)
+    numbers = jnp.arange(b * levels, dtype=jnp.int32)
+    groups = jax.lax.cummax(jnp.zeros((lines,), jnp.int32).at[first].max(numbers, mode="drop"))
+    groups = jnp.where(jnp.arange(lines) < line_ends[-1], groups, b * levels)
+    codes = RaggedCodes(values.reshape(-1, s), indices.reshape(-1, s), groups, b, levels)
     return codes, line_ends[-1] <= lines
+
+
+def of_levels(codes: SparseCodes, level: Int[Array, "b k"], levels: int) -> RaggedCodes:
+    """Slots whose level never falls along a row, in lines of one level."""
+    (b, k), values = codes.values.shape, codes.values
+    above = Above(values, codes.indices, jnp.arange(b, dtype=jnp.int32), jnp.bool_(True))
+    return laid_out(above, values != 0, values, b, b * k, level=level, levels=levels)[0]

@@ -27,7 +27,7 @@ class ReLU:
       l1: coefficient; its scale is that of inputs with unit mean square norm (``normalize``).
       l1_warmup_steps: steps until the full coefficient (the source: 5% of the run).
       capacity: room for what is above 0, in latents of a row, in the mean (on each device that
-        holds latents); 0: always densely; None: what pays (``selection.room``).
+        holds latents); 0: always densely; None: what pays (``encode_above.room_for``).
       decoder_norm: norm of decoder rows at initialisation; W_enc starts as their copy.
       dead_after_tokens: rows without firing after which a latent counts as dead (a metric).
       b_dec_init: where b_dec starts; b_enc starts at -W_enc b_dec, so that latents see centred rows

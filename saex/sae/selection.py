@@ -2,7 +2,7 @@
 
 Both look for what lies above a number that is known before, and are done densely where there is
 more than there is room for, as ``saex.sae.exact`` says. Where that room is a large share of the
-latents the dense way is the faster one for all batches: ``room``.
+latents the dense way is the faster one for all batches: ``room_for``.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from saex.kernels import zeros_as
+from saex.kernels.encode_above import room_for
 from saex.kernels.encode_topk import chosen_scores, pre_activations
 from saex.kernels.topk import top_k
 from saex.sae import affine, exact, ops
@@ -26,34 +27,12 @@ from saex.typing import Params
 # of 2048 latents 40%, of 8192 50%.
 BELOW_LAST = 0.93
 STATS = {**exact.STATS, "last_cut": ArraySpec((), (), doc="the last batch's; 0: none yet")}
-# Measured on a CPU (docs/benchmarks.md): latents to each that has room, from which on a batch's top
-# k is faster sparsely; and to each that is above its threshold, at which a sparse step takes as
-# long as a dense one.
-PAY_FROM = 16
-LEVEL_AT = 48
 COUNTED = 2**31 - 1  # scores
-USUAL = 32, 256  # the least that is worth its bookkeeping, and the most, where L0 is not known
 
 
 def stats(cut: Any) -> Params:
     """``STATS`` at the start. cut: of a sample."""
     return {**exact.stats(), "last_cut": cut}
-
-
-def room(capacity: int | None, n: int, k: int | None = None) -> int:
-    """Latents of a row, in the mean, that a step has room for; 0: everything densely.
-
-    Args:
-      capacity: as a method was given it; None: what pays.
-      n: latents of this device.
-      k: how many of a row a batch has, in the mean; None: it is not known.
-    """
-    if capacity is not None:
-        return min(capacity, n)
-    if k is not None:
-        return 2 * k if PAY_FROM * 2 * k <= n else 0
-    least, most = USUAL
-    return min(n // LEVEL_AT, most) if n // LEVEL_AT >= least else 0
 
 
 def check_capacity(capacity: int | None, k: int = 1) -> None:
@@ -194,14 +173,15 @@ def of_batch(
         of codes: pre-activations above 0 that were chosen, without a gradient if ragged.
       matmul_dtype: dtype of the matmul's inputs.
       encoder: params -> (b_pre [d], W_enc [n, d], b_enc [n]).
-      level, levels: as ``laid_out``.
+      level: this device's latents by number -> 0..levels-1, which never falls as they rise: of what
+        is reconstructed apart (``nested``); None: all of one.
 
     Returns:
       (scalar, metrics, stats, whatever else), as ``exact.counted``; gradients as
       ``exact.exactly``.
     """
     b, total = x.shape[0], active_k * ops.rows_count(x)
-    size = room(capacity, stats["since_fired"].shape[0], k)
+    size = room_for(capacity, stats["since_fired"].shape[0], k)
 
     def dense(params):
         b_pre, W_enc, b_enc = encoder(params)
@@ -224,7 +204,8 @@ def of_batch(
     keep = (values >= cut) & (values > 0)
     # of one device's rows, which may have more than others'
     most = b * (min(size, k + k // 4) if capacity is None else size)
-    codes, fits = laid_out(above, keep, values, b, most, 0.0, level, levels)
+    apart = level(above.indices) if level else None
+    codes, fits = laid_out(above, keep, values, b, most, 0.0, apart, levels)
     enough = exact.everywhere(above.whole & fits & ((cut > least) | (least == 0)))
     loss, aux = exact.exactly(enough, lambda params: told(params, codes, cut), dense, params)
     return loss, *exact.counted(aux, enough)
@@ -268,7 +249,7 @@ def of_rows(
     Args:
       params, x, matmul_dtype, encoder: as ``of_batch``. stats: with ``exact.STATS``.
       threshold: a constant; one a latent or one for all.
-      capacity: room for latents of a row, in the mean; 0: all densely; None: as ``room``.
+      capacity: room for latents of a row, in the mean; 0: all densely; None: as ``room_for``.
       objective: as ``of_batch``; its p are codes of pre-activations, with the encoder's gradient:
         all above the threshold are there, and maybe others; what has no slot stands for no latent.
       margin: p has to hold latents that are up to this much below, too (half the bandwidth of a
@@ -282,7 +263,7 @@ def of_rows(
         b_pre, W_enc, b_enc = encoder(params)
         return objective(params, DenseCodes(pre_activations(x, b_pre, W_enc, b_enc, matmul_dtype)))
 
-    b, size = x.shape[0], room(capacity, stats["since_fired"].shape[0])
+    b, size = x.shape[0], room_for(capacity, stats["since_fired"].shape[0])
     if not size:
         loss, aux = dense(params)
         return loss, *exact.counted(aux)

@@ -7,6 +7,7 @@ import pytest
 
 from saex.kernels.encode_above import IMPLS, encode_above
 from saex.kernels.encode_topk import chosen_scores, pre_activations, xla_gpu
+from saex.kernels.sparse_affine import sparse_affine
 from saex.kernels.sparse_decode import decode_lines, dots_lines, scatter_lines, sum_lines
 
 SHAPES = {  # b, d, n, and the shares of latents above in most rows and in a few
@@ -150,6 +151,36 @@ def test_sums_of_lines_have_their_gradients(impl):
     np.add.at(wanted, WHOSE, np.asarray(parts))
     np.testing.assert_allclose(total, wanted[:6], atol=1e-6)
     np.testing.assert_array_equal(pull(g[:, 0])[0], np.append(g[:, 0], 0)[WHOSE])
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu", "gpu"])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_sparse_affine_of_lines_has_the_gradients_of_the_dense_form(impl, levels):
+    """Rows of x have one or two reconstructions; all five gradients."""
+    values, indices, W_dec, x = lines(3)
+    x, whose = x[: 6 // levels], jnp.asarray(WHOSE)
+    rng = np.random.default_rng(4)
+    W_enc, a = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((11, 4), values.shape))
+    c = jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)
+    weights = x, jnp.arange(4.0), W_enc, jnp.zeros(11), W_dec
+    on = (values != 0).astype(jnp.float32)
+
+    def plain(x, b_pre, W_enc, b_enc, W_dec):
+        p = pre_activations(x, b_pre, W_enc, b_enc)
+        p = p[jnp.minimum(whose // levels, len(x) - 1)[:, None], indices]
+        v = on * (values + p - jax.lax.stop_gradient(p))  # the values, moved as p is
+        terms = jnp.sum(v[:, :, None] * W_dec[indices], axis=1)
+        y = jnp.zeros((7, 4)).at[whose].add(terms)[:6]
+        return jnp.sum(v * a) + jnp.sum(jnp.cos(y) * c)
+
+    def ours(*weights):
+        v, y = sparse_affine(*weights, values, indices, impl, whose, levels)
+        return jnp.sum(v * a * on) + jnp.sum(jnp.cos(y) * c)
+
+    (one, got), (two, wanted) = (jax.value_and_grad(f, range(5))(*weights) for f in (ours, plain))
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    for g, w in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(g, w, atol=1e-4)
 
 
 def test_chosen_scores_of_lines_have_the_encoder_s_gradient():

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saex.sae import SAES, exact, selection
+from saex.kernels import encode_above
+from saex.sae import SAES, exact
 from saex.sae.base import split
 from saex.sharding import MeshConfig, make_mesh, shardings
 
@@ -46,10 +47,10 @@ def start(sae, batch):
     return params, stats
 
 
-def loss_of(sae, params, stats, batch):
+def loss_of(sae, params, stats, batch, **hyper):
     """(loss, gradients by name, Out)."""
     trained, frozen = split(params, sae.specs()["params"])
-    hyper = {k: jnp.float32(v) for k, v in {**sae.hyper(), "steps": 100}.items()}
+    hyper = {k: jnp.float32(v) for k, v in {**sae.hyper(), "steps": 100, **hyper}.items()}
 
     def loss(trained):
         args = {**trained, **frozen}, stats, batch, jax.random.key(2), jnp.int32(50), hyper
@@ -92,6 +93,39 @@ def test_both_ways_have_the_dense_one_s_values_and_gradients(name, way):
     found = loss_of(made(name, capacity), params, stats, batch)
     told = found[2].stats["fallbacks"], found[2].stats["fell_back"], found[2].metrics["fallback"]
     assert told == 3 * (way == "dense",)
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("k", [1.0, 2.5])
+@pytest.mark.parametrize("name", ["batch_topk", "matryoshka"])
+def test_a_sweep_s_smaller_k_and_drawn_prefixes(name, k):
+    """Also in a step that does not look: the one after three dense ones."""
+    drawn = {"sampled": 3} if name == "matryoshka" else {}
+    sparse, dense = (SAES[name](D, N, 4, capacity=c, **drawn) for c in (N, 0))
+    batch = batch_of(sparse)
+    params, stats = start(dense, batch)
+    wanted = loss_of(dense, params, stats, batch, k=k)
+    for fell_back in (0, 3):
+        marked = {**stats, "fell_back": jnp.int32(fell_back)}
+        found = loss_of(sparse, params, marked, batch, k=k)
+        assert found[2].metrics["fallback"] == (fell_back == 3)
+        assert_same(found, wanted)
+
+
+def test_one_device_without_room_sends_all_the_dense_way():
+    """All the large rows lie on one device of rows."""
+    sae, dense = (SAES["relu"](D, N, capacity=c, **METHODS["relu"]) for c in (4, 0))
+    x = np.array(batch_of(dense, 0)["x"])
+    x[:16] *= 9
+    batch = {"x": jnp.asarray(x)}
+    params, stats = start(dense, batch)
+    wanted = loss_of(dense, params, stats, batch)
+    assert wanted[2].metrics["l0"] < 4 * N / 4  # of the four devices' room together
+    mesh = make_mesh(MeshConfig(4, 1))
+    with jax.set_mesh(mesh):
+        placed = {"x": jax.device_put(batch["x"], jax.NamedSharding(mesh, jax.P("data")))}
+        found = loss_of(sae, params, stats, placed)
+    assert found[2].metrics["fallback"] == 1
     assert_same(found, wanted)
 
 
@@ -159,10 +193,10 @@ def test_exactly_takes_one_way_with_its_gradients(enough):
 
 
 def test_there_is_room_as_asked_or_where_it_pays():
-    room = selection.room
+    room = encode_above.room_for
     assert room(5, 4) == 4 and room(0, 4096, 8) == 0 and room(200, 4096) == 200
-    pays = selection.PAY_FROM * 2 * 8
+    pays = encode_above.PAY_FROM * 2 * 8
     assert room(None, pays, 8) == 16 and room(None, pays - 1, 8) == 0
-    least, most = selection.USUAL
-    n = selection.LEVEL_AT * least
+    least, most = encode_above.USUAL
+    n = encode_above.LEVEL_AT * least
     assert [room(None, m) for m in (n - 1, n, 2 * n, 10**6)] == [0, least, 2 * least, most]

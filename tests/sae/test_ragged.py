@@ -41,7 +41,7 @@ def test_what_is_kept_lies_in_lines_of_its_row(levels):
     def level(latents):
         return (latents >= 10).astype(jnp.int32) + (latents >= 50)
 
-    how = {} if levels == 1 else {"level": level, "levels": levels}
+    how = {} if levels == 1 else {"level": level(above.indices), "levels": levels}
     codes, fits = laid_out(above, keep, jnp.where(keep, above.values, 9), B, 200, **how)
     assert fits
     np.testing.assert_array_equal(dense(codes), wanted)
@@ -60,6 +60,26 @@ def test_what_is_kept_lies_in_lines_of_its_row(levels):
         own = np.where(values != 0, at[codes.indices], at[codes.indices[:, :1]])
         assert (own == own[:, :1]).all()
     np.testing.assert_array_equal(np.bincount(rows, minlength=B + 1)[:B], needed)
+
+
+def test_lines_of_several_slots_are_laid_out_alike():
+    """As a TPU's form hands them on, with slots that are not used among the others."""
+    above, _, wanted = case(2)
+    rows, values, latents = (np.asarray(a) for a in (above.rows, above.values, above.indices))
+    s, lines = 3, []
+    for row in range(B):
+        mine = np.flatnonzero(rows == row)
+        for start in range(0, len(mine), s):
+            lines.append((row, mine[start : start + s]))
+    wide, at = np.full((len(lines), s), -np.inf, np.float32), np.zeros((len(lines), s), np.int32)
+    for i, (_, mine) in enumerate(lines):
+        wide[i, : len(mine)], at[i, : len(mine)] = values[mine, 0], latents[mine, 0]
+    of = np.int32([row for row, _ in lines])
+    arrays = (jnp.asarray(a) for a in (wide, at, of))
+    other = Above(*arrays, jnp.bool_(True))
+    codes, fits = laid_out(other, other.values > 0.9, other.values, B, 200)
+    assert fits
+    np.testing.assert_array_equal(dense(codes), wanted)
 
 
 def test_too_many_lines_are_told():

@@ -22,6 +22,30 @@ IMPLS = {
 }
 
 
+# Measured on a CPU (docs/benchmarks.md): latents to each that has room, from which on a batch's top
+# k is faster sparsely; and to each that is above its threshold, at which a sparse step takes as
+# long as a dense one.
+PAY_FROM = 16
+LEVEL_AT = 48
+USUAL = 32, 256  # the least that is worth its bookkeeping, and the most, where L0 is not known
+
+
+def room_for(capacity: int | None, n: int, k: int | None = None) -> int:
+    """Latents of a row, in the mean, that a step has room for; 0: it is done densely.
+
+    Args:
+      capacity: as a method was given it; None: what pays.
+      n: latents of this device.
+      k: how many of a row a batch has, in the mean; None: it is not known.
+    """
+    if capacity is not None:
+        return min(capacity, n)
+    if k is not None:
+        return 2 * k if PAY_FROM * 2 * k <= n else 0
+    least, most = USUAL
+    return min(n // LEVEL_AT, most) if n // LEVEL_AT >= least else 0
+
+
 class Above(NamedTuple):
     """What lies above, in rising order of rows, and of latents within a row.
 
