@@ -2,8 +2,8 @@
 
 Scores are held a block of rows at a time, and read twice: to compare them, and where they are
 above. All that is done for each latent is one comparison; what follows is done for 32 of them, or
-for those that are above. At (4096, 512, 8192) on two cores it takes 145 ms, of which 135 are the
-matmul; the 32 largest of each row take 166.
+for those that are above. On two cores that is a small part of the matmul's time, and less than what
+the largest of each row take (``experiments/benchmarks/ops_cpu.py`` times both).
 """
 
 import jax
