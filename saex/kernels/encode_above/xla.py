@@ -2,8 +2,8 @@
 
 Scores are held a block of rows at a time, and read twice: to compare them, and where they are
 above. All that is done for each latent is one comparison; what follows is done for 32 of them, or
-for those that are above. On two cores that is a small part of the matmul's time, and less than what
-the largest of each row take (``experiments/benchmarks/ops_cpu.py`` times both).
+for those that are above. On two cores it takes about as long as the 32 largest of each row,
+which is mostly the matmul (``experiments/benchmarks/results/ops_cpu_selection.md``).
 """
 
 import jax
