@@ -132,7 +132,7 @@ class Crosscoder:
             y = affine.decode(params, codes, self.matmul_dtype)
             squares = losses.mse(x - y) * self.d_in
             norms = jnp.sum(sites.norms(params["W_dec"], self.site_widths), axis=1)
-            l1 = ops.rows_mean(ops.latents_sum(sums.weighed(codes, norms)))
+            l1 = sums.mean_sum(codes, norms)
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
             metrics = {"mse": squares, "l1": l1, **losses.figures(x, x - y, codes, dead)}
             metrics |= sites.fvus(x, x - y, self.site_widths)

@@ -109,7 +109,7 @@ class Gated:
             opened = mapped(lambda c: jax.nn.relu(c.values), gates)
             y_gate = affine.decode(jax.lax.stop_gradient(params), opened, self.matmul_dtype)
             squares, by_gate = (losses.mse(x - z) * self.d_in for z in (y, y_gate))
-            l1 = ops.rows_mean(ops.latents_sum(sums.row_sums(opened)))
+            l1 = sums.mean_sum(opened)
             metrics = {"mse": squares, "gate_mse": by_gate, "l1": l1}
             metrics |= losses.figures(x, x - y, codes, dead)
             weight = hyper["l1"] * losses.ramp(step, self.l1_warmup_steps)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from saex.kernels.encode_topk import pre_activations
-from saex.sae import affine, ops
-from saex.sae.base import ArraySpec, Out, SparseCodes
+from saex.sae import affine, ops, sums
+from saex.sae.base import ArraySpec, DenseCodes, Out, SparseCodes
 from saex.sae.topk import TopK
 from saex.typing import Batch, Params
 
@@ -132,8 +132,7 @@ class Guided:
         entropy = weight * (jax.nn.softplus(p) - y * p)
         right = known & ((p > 0) == (y > 0.5))
         entropy, right, known = (
-            ops.rows_mean(ops.latents_sum(jnp.sum(a.astype(jnp.float32), axis=1)))
-            for a in (entropy, right, known)
+            sums.mean_sum(DenseCodes(a.astype(jnp.float32))) for a in (entropy, right, known)
         )
         return entropy, right / jnp.maximum(known, 1e-9)
 

@@ -120,7 +120,7 @@ class JumpReLU:
             after, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
             y = affine.decode(params, codes, self.matmul_dtype)
             squares = losses.mse(x - y) * self.d_in
-            active = ops.rows_mean(ops.latents_sum(sums.row_sums(count)))
+            active = sums.mean_sum(count)
             if self.l0_target is not None:
                 active = jnp.square(active / self.l0_target - 1)
             metrics = {"mse": squares, "sparsity": active, **losses.figures(x, x - y, codes, dead)}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from saex.kernels.encode_topk import pre_activations
-from saex.sae import affine, losses, ops
+from saex.sae import affine, losses, ops, sums
 from saex.sae.activations import jump
 from saex.sae.base import ArraySpec, DenseCodes, Out
 from saex.typing import Batch, Params
@@ -124,8 +124,9 @@ class JumpReLUTanh:
         y = affine.decode(params, codes, self.matmul_dtype)
         squares = losses.mse(x - y) * self.d_in
         norms = losses.row_norms(params["W_dec"])
-        active = _mean_of(jnp.tanh(self.tanh_scale * codes.values * norms[None]))
-        off = _mean_of(jax.nn.relu(wide - p) * norms[None])
+        tanh = jnp.tanh(self.tanh_scale * codes.values * norms[None])
+        active = sums.mean_sum(DenseCodes(tanh))
+        off = sums.mean_sum(DenseCodes(jax.nn.relu(wide - p)), norms)
         stats, dead = affine.tally(stats, codes, ops.rows_count(x), self.dead_after_tokens)
         metrics = {"mse": squares, "sparsity": active, "pre_activation": off}
         metrics |= losses.figures(x, x - y, codes, dead)
@@ -142,8 +143,3 @@ class JumpReLUTanh:
     def _scores(self, params: Params, x: Any) -> Any:
         no_bias = jnp.zeros((self.d_in,))
         return pre_activations(x, no_bias, params["W_enc"], params["b_enc"], self.matmul_dtype)
-
-
-def _mean_of(values: Any) -> Any:
-    """The mean over all rows of the sum over all latents."""
-    return ops.rows_mean(ops.latents_sum(jnp.sum(values, axis=1)))

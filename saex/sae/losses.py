@@ -48,7 +48,7 @@ def share(latents: Bool[Array, " n"]) -> Float[Array, ""]:
 def l1(codes: LossCodes, W_dec: Float[Array, "n d"]) -> Float[Array, ""]:
     """Mean over rows of sum_i |f_i| ||W_dec,i||; the gradient reaches the norms too."""
     sizes = mapped(lambda c: jnp.abs(c.values), codes)
-    return ops.rows_mean(ops.latents_sum(sums.weighed(sizes, row_norms(W_dec))))
+    return sums.mean_sum(sizes, row_norms(W_dec))
 
 
 def row_norms(W: Float[Array, "n d"]) -> Float[Array, " n"]:

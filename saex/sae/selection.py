@@ -16,7 +16,7 @@ from saex.kernels import zeros_as
 from saex.kernels.encode_above import room_for
 from saex.kernels.encode_topk import chosen_scores, pre_activations
 from saex.kernels.topk import top_k
-from saex.sae import affine, exact, ops
+from saex.sae import affine, exact, ops, sums
 from saex.sae.base import ArraySpec, DenseCodes, LossCodes
 from saex.sae.ragged import laid_out
 from saex.typing import Params
@@ -63,7 +63,7 @@ def batch_cut(total: Any, values: Float[Array, "_ _"]) -> Float[Array, ""]:
     def halve(_, bounds):
         low, high = bounds  # at least `total` values are >= low, fewer are >= high
         middle = low + (high - low) // 2
-        here = jnp.sum(bits >= middle, dtype=jnp.int32)
+        here = sums.count(bits >= middle)
         enough = ops.rows_sum(ops.latents_sum(here)) >= total
         if many:  # more than an int32 counts: these are enough in any case
             rough = jnp.sum(jnp.sum(bits >= middle, axis=1), dtype=jnp.float32)
@@ -128,7 +128,8 @@ def column_cuts(values: Float[Array, "b n"], totals: Float[Array, " n"]) -> Floa
     bits = jax.lax.bitcast_convert_type(jax.nn.relu(jax.lax.stop_gradient(values)), jnp.int32)
 
     def enough(cuts):
-        return ops.rows_sum(jnp.sum(bits >= cuts[None], axis=0, dtype=jnp.int32)) >= totals
+        here = sums.over_rows((bits >= cuts[None]).astype(jnp.int32))
+        return ops.rows_sum(here) >= totals
 
     top = ops.rows_max(jnp.max(bits, axis=0))
     low, _ = _bisect(enough, top + 1)

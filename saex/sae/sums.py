@@ -1,14 +1,29 @@
 """What codes of any form say of a batch: reconstructions, sums over latents, who fired."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from saex.kernels.sparse_decode import decode_lines, sparse_decode, sparse_take, sum_lines
+from saex.kernels.sparse_decode import decode_lines, sparse_decode, sparse_take
 from saex.sae import ops
-from saex.sae.base import DenseCodes, LossCodes, RaggedCodes
+from saex.sae.base import DenseCodes, LossCodes, RaggedCodes, mapped
+
+PART = 16  # a sum over more than 32 numbers has its terms written out first by XLA on a CPU
+
+
+def over_rows(terms: Shaped[Array, "b n"]) -> Shaped[Array, " n"]:
+    """Sums over this device's rows; in parts, see ``PART``."""
+    parts = terms.reshape(-1, math.gcd(len(terms), PART), terms.shape[1])
+    return jnp.sum(jax.lax.optimization_barrier(jnp.sum(parts, axis=1)), axis=0)
+
+
+def count(on: Bool[Array, "..."]) -> Int[Array, ""]:
+    """How many are set, below 2^31; in parts, see ``PART``."""
+    parts = on.astype(jnp.int32).reshape(math.gcd(on.size, PART), -1)
+    return jnp.sum(jax.lax.optimization_barrier(jnp.sum(parts, axis=0)))
 
 
 def decode_part(codes: LossCodes, W_dec: Float[Array, "n d"], matmul_dtype: str = "float32") -> Any:
@@ -31,23 +46,21 @@ def decode_dense(codes: DenseCodes, W_dec: Any, matmul_dtype: str) -> Any:
     )
 
 
-def of_rows(parts: Float[Array, " v"], codes: LossCodes) -> Float[Array, " b"]:
-    """What each row has in all of what each line of its codes has."""
-    if isinstance(codes, RaggedCodes):
-        return sum_lines(*ops.own((parts, codes.rows)), codes.b)
-    return parts
+def mean_sum(codes: LossCodes, vector: Float[Array, " n"] | None = None) -> Float[Array, ""]:
+    """The sum of a row's codes over all devices, in the mean of the global batch's rows.
 
-
-def row_sums(codes: LossCodes) -> Float[Array, " b"]:
-    """For each row the sum of this device's codes."""
-    return of_rows(jnp.sum(codes.values, axis=1), codes)
-
-
-def weighed(codes: LossCodes, vector: Float[Array, " n"]) -> Float[Array, " b"]:
-    """For each row the sum of codes times a number of each of this device's latents."""
-    if isinstance(codes, DenseCodes):
-        return codes.values @ vector
-    return of_rows(jnp.sum(codes.values * of_latents(vector, codes), axis=1), codes)
+    Args:
+      codes: this device's.
+      vector: a number of each of its latents, by which codes are multiplied; None: 1.
+    """
+    if vector is None:
+        parts = over_rows(codes.values)
+    elif isinstance(codes, DenseCodes):
+        parts = over_rows(codes.values) * vector
+    else:
+        parts = over_rows(codes.values * of_latents(vector, codes))
+    rows = codes.b if isinstance(codes, RaggedCodes) else len(codes.values)
+    return ops.rows_mean(ops.latents_sum(jnp.sum(parts) / rows)[None])
 
 
 def of_latents(vector: Float[Array, " n"], codes: LossCodes) -> Float[Array, "r c"]:
@@ -61,7 +74,7 @@ def firings(codes: LossCodes, n_local: int) -> Int[Array, " n"]:
     """In how many rows of the global batch each of this device's latents is not 0."""
     on = jax.lax.stop_gradient(codes.values) != 0
     if isinstance(codes, DenseCodes):
-        return ops.rows_sum(jnp.sum(on, axis=0, dtype=jnp.int32))
+        return ops.rows_sum(over_rows(on.astype(jnp.int32)))
     ones, none = on.reshape(-1).astype(jnp.int32), jnp.zeros((n_local,), jnp.int32)
     return ops.rows_sum(none.at[codes.indices.reshape(-1)].add(ones))
 
@@ -73,5 +86,4 @@ def fired(codes: LossCodes, n_local: int) -> Bool[Array, " n"]:
 
 def l0(codes: LossCodes) -> Float[Array, ""]:
     """Mean number of active latents a row, over the global batch."""
-    active = jnp.sum(jax.lax.stop_gradient(codes.values) != 0, axis=1).astype(jnp.float32)
-    return ops.rows_mean(ops.latents_sum(of_rows(active, codes)))
+    return mean_sum(mapped(lambda c: (c.values != 0).astype(jnp.int32), codes))

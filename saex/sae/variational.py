@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from saex.kernels.encode_topk import pre_activations
-from saex.sae import affine, losses, ops, selection
-from saex.sae.base import ArraySpec, Out, SparseCodes
+from saex.sae import affine, losses, ops, selection, sums
+from saex.sae.base import ArraySpec, DenseCodes, Out, SparseCodes
 from saex.sae.topk import TopK
 from saex.typing import Batch, Params
 
@@ -135,7 +135,7 @@ class Variational:
         each = divergence(mu, log_variance)
         if self.kl_over == "selected":
             each = jnp.take_along_axis(each, codes.indices, axis=1) * (codes.values != 0)
-        kl = ops.rows_mean(ops.latents_sum(jnp.sum(each, axis=1)))
+        kl = sums.mean_sum(DenseCodes(each))
         mse = stats["mse_scale"] * losses.mse(x - y)
         metrics = {"mse": mse, "kl": kl, "aux_k": aux_k, "aux_served": served}
         metrics |= losses.figures(x, x - y, codes, dead)

@@ -97,8 +97,10 @@ def test_sums_over_lines_are_those_of_dense_codes():
     plain, v = DenseCodes(jnp.asarray(wanted)), jnp.linspace(0.5, 2, N)
     W = jnp.asarray(np.random.default_rng(2).normal(size=(N, 5)), jnp.float32)
     for one, other in (
-        (sums.row_sums(codes), sums.row_sums(plain)),
-        (sums.weighed(codes, v), sums.weighed(plain, v)),
+        (sums.mean_sum(codes), sums.mean_sum(plain)),
+        (sums.mean_sum(plain), wanted.sum() / B),
+        (sums.mean_sum(codes, v), sums.mean_sum(plain, v)),
+        (sums.mean_sum(plain, v), (wanted @ np.asarray(v)).mean()),
         (sums.firings(codes, N), sums.firings(plain, N)),
         (sums.l0(codes), sums.l0(plain)),
         (sums.decode_part(codes, W), sums.decode_part(plain, W)),
