@@ -39,6 +39,8 @@ def members(name):
         ]
     elif name == "relu":
         saes = [of("relu", l1=l1) for l1 in (0.01, 0.05, 0.1, 0.2)]
+    elif name == "batch_topk":  # room for one member's latents, in some steps for the other's
+        saes = [of("batch_topk", k=k, capacity=6) for k in (5, 2)]
     else:
         saes = [of(name)] * 2
     return saes, [Optim(lr=lr) for lr in (1e-3, 3e-3, 3e-3, 1e-2)[: len(saes)]]
@@ -51,7 +53,7 @@ def state_of(sae, optim, seed, mesh, strategy="tp"):
 
 
 def run(name, config, change=lambda m, state: state):
-    """(params of each member, its losses) of a stack."""
+    """(arrays of each member, its losses) of a stack."""
     saes, optims = members(name)
     mesh = make_mesh(config)
     states = [
@@ -69,13 +71,17 @@ def run(name, config, change=lambda m, state: state):
             slots, metrics = step(slots, rows, keys, hypers)
             told = [stack.metrics_of(metrics, m, mesh) for m in range(len(saes))]
             losses.append([float(one["loss"]) for one in told])
-    ended = [jax.device_get(stack.member(slots, m, mesh).params) for m in range(len(saes))]
-    return ended, np.array(losses).T
+    return [arrays_of(stack.member(slots, m, mesh)) for m in range(len(saes))], np.array(losses).T
+
+
+def arrays_of(state):
+    """Params and stats."""
+    return jax.device_get({**state.params, **state.stats})
 
 
 @pytest.fixture(scope="module")
 def alone():
-    """(method, member) -> (params, losses) of the member, trained by itself on one device."""
+    """(method, member) -> (arrays, losses) of the member, trained by itself on one device."""
 
     @functools.cache
     def single(sae, optim, seed):
@@ -87,7 +93,7 @@ def alone():
                 rows = jax.device_put(batch(sae, i), jax.NamedSharding(mesh, jax.P("data")))
                 state, metrics = step(state, rows, jax.random.key(seed), hyper)
                 losses.append(float(metrics["loss"]))
-        return jax.device_get(state.params), losses
+        return arrays_of(state), losses
 
     return lambda name, m: single(*(part[m] for part in members(name)), m)
 
@@ -109,14 +115,16 @@ EVERY = [
 def test_each_member_is_its_single_run(name, config, alone):
     ended, losses = run(name, config)
     for m in range(len(ended)):
-        params, expected = alone(name, m)
+        arrays, expected = alone(name, m)
         if config.size == 1:  # the same operations, one member's behind the other's: the same bits
             np.testing.assert_array_equal(losses[m], expected)
-            jax.tree.map(np.testing.assert_array_equal, ended[m], params)
+            jax.tree.map(np.testing.assert_array_equal, ended[m], arrays)
         np.testing.assert_allclose(losses[m], expected, rtol=1e-5)
-        for key in params:
-            np.testing.assert_allclose(ended[m][key], params[key], atol=1e-4, err_msg=key)
+        for key in arrays:
+            np.testing.assert_allclose(ended[m][key], arrays[key], atol=1e-4, err_msg=key)
     assert len({round(float(loss), 4) for loss in losses[:, -1]}) == len(ended)  # they do differ
+    if name == "batch_topk":
+        assert ended[0]["fallbacks"] > ended[1]["fallbacks"], "in some step they go different ways"
 
 
 FAIL = [MeshConfig(), MeshConfig(sweep=2)]
