@@ -94,9 +94,9 @@ class HeldDensely:
 # counts. Methods that train on what they find are larger in the dense branch, which is there to
 # fall back to: so they count as dense on a CPU. Of them a further member of a stack keeps what
 # leaves its branches.
-PLAIN = HeldDensely(scores=3, matrices=1, aux=0, rows=3, update=4, update_aux=0)
+PLAIN = HeldDensely(scores=2, matrices=2, aux=0, rows=3, update=4, update_aux=0)
 FOUND = (2, 1)  # as ``Held.member``
-CUT = HeldDensely(scores=4, matrices=4, aux=2, rows=2, update=8, update_aux=4)
+CUT = HeldDensely(scores=3, matrices=5, aux=2, rows=3, update=8, update_aux=4)
 
 
 # The TPU compiler of JAX 0.10 (libtpu 0.0.42), for v5e, v5p and v6e.
