@@ -60,7 +60,7 @@ def mean_sum(codes: LossCodes, vector: Float[Array, " n"] | None = None) -> Floa
     else:
         parts = over_rows(codes.values * of_latents(vector, codes))
     rows = codes.b if isinstance(codes, RaggedCodes) else len(codes.values)
-    return ops.rows_mean(ops.latents_sum(jnp.sum(parts) / rows)[None])
+    return ops.rows_mean(ops.latents_sum(jnp.sum(parts, dtype=jnp.float32) / rows)[None])
 
 
 def of_latents(vector: Float[Array, " n"], codes: LossCodes) -> Float[Array, "r c"]:
