@@ -41,6 +41,15 @@ def test_sparse_decode_and_its_gradients_equal_the_dense_product(impl, case):
     close((y, *pull(g)), (codes @ rows, dv, codes.T @ g), atol=5e-5)
 
 
+@pytest.mark.parametrize("rows", [7, 8])
+def test_products_of_few_latents_by_blocks_of_rows(monkeypatch, rows):
+    monkeypatch.setattr(sd.cpu, "BLOCK", rows)
+    values, indices, W, g = sparse("crowded")
+    dvalues, x = normal(4, values.shape, (len(g), 5))
+    got = jax.jit(sa.GRADS["cpu"])(values, dvalues, indices, g, x, W)
+    close(got, oracles.affine_grads(values, dvalues, indices, g, x, W), atol=2e-4)
+
+
 DRAWN = st.integers(1, 9), st.integers(1, 6), st.integers(1, 40), st.integers(1, 12), st.integers()
 
 

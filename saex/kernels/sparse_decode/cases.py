@@ -6,6 +6,7 @@ SMALL = {
     "many": (4, 8, 64, 40),
     "all": (3, 5, 6, 6),
     "crowded": (40, 3, 4, 2),  # few latents, each in many rows
+    "wide": (5, 6, 100, 4),  # the others have few latents to a slot
 }
 BENCHMARK = {
     "quickstart": (4096, 256, 2048, 32),
