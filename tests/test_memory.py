@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from saex import cost
-from saex.sae import BatchTopK, JumpReLU, Matryoshka, ReLU, TopK
+from saex.sae import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopAFA, TopK
 from saex.sharding import MeshConfig, make_mesh
 from saex.train import state
 from saex.train.optim import Optim
@@ -32,6 +32,10 @@ CASES = {  # a dictionary, rows, a mesh: each is at its largest in another momen
     "thresholds, both split": (JumpReLU(512, 16384), 2048, MeshConfig(2, 2)),
     "prefixes": (Matryoshka(512, 2048), 2048, MeshConfig(1, 1)),
     "prefixes, densely": (Matryoshka(512, 512), 2048, MeshConfig(1, 1)),
+    "narrow": (TopK(256, 512, 32), 1024, MeshConfig(1, 1)),
+    "gates": (Gated(512, 8192), 2048, MeshConfig(1, 1)),
+    "gates, densely": (Gated(256, 2048, capacity=0), 4096, MeshConfig(1, 1)),
+    "norms": (TopAFA(256, 2048), 4096, MeshConfig(1, 1)),
 }
 
 
@@ -46,6 +50,8 @@ SLOW = (  # the others cover the moments
     "thresholds, both split",
     "prefixes",
     "prefixes, densely",
+    "gates, densely",
+    "norms",
 )
 EACH = [
     *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from saex.cost.slots import is_sparse, room, slots
 from saex.kernels.sparse_affine.dead import ROWS, block
+from saex.kernels.sparse_decode.cpu import NARROW
 from saex.kernels.topk.cpu import GROUP, block_rows, by_network
 from saex.sharding import MeshConfig, bytes_per_device
 
@@ -90,13 +91,15 @@ class HeldDensely:
     update_aux: int
 
 
-# Codes, scores and a gradient; and of methods with a threshold or a cut one array more, as bits or
-# counts. Methods that train on what they find are larger in the dense branch, which is there to
-# fall back to: so they count as dense on a CPU. Of them a further member of a stack keeps what
-# leaves its branches.
+# Codes and a gradient, or scores; and of methods with a threshold or a cut one array more. That
+# many where rows are a multiple of 16 (``sae.sums``); else it may be one more. Methods that train
+# on what they find are larger in the dense branch, which is there to fall back to: so they count as
+# dense on a CPU. Of them a further member of a stack keeps what leaves its branches.
 PLAIN = HeldDensely(scores=2, matrices=2, aux=0, rows=3, update=4, update_aux=0)
 FOUND = (2, 1)  # as ``Held.member``
 CUT = HeldDensely(scores=3, matrices=5, aux=2, rows=3, update=8, update_aux=4)
+# [b, n] arrays beside these of methods that make more of all scores than codes.
+MORE = {"Gated": 1, "TopAFA": 1, "GroupBias": 1, "JumpReLUTanh": 2}
 
 
 # The TPU compiler of JAX 0.10 (libtpu 0.0.42), for v5e, v5p and v6e.
@@ -264,6 +267,8 @@ def _sparse(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
     if getattr(sae, "matmul_dtype", "float32") == "bfloat16":
         kept += (matrix + row) // 2  # what the encoder's matmul reads
     slots = 4 * 4 * b * k
+    if n <= NARROW * k:  # a block of codes, or of their gradient
+        kept += 4 * block_rows(b) * n
     scores = CPU.scores + (0 if by_groups else 1)
     moments = {"selection": kept + slots + scores * 4 * block_rows(b) * n}
     if getattr(sae, "aux_coefficient", 0):
@@ -302,6 +307,8 @@ def _dense(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
         "codes": held.scores * codes + held.matrices * matrix + held.rows * row,
         "update": held.update * matrix + row,
     }
+    more = MORE.get(type(sae).__name__, 0)
+    moments["codes"] += (more + (1 if more and room(sae, mesh.model) else 0)) * codes
     moments["codes"] += (1 if room(sae, mesh.model) else 3) * (slots(sae).parts - 1) * row
     if getattr(sae, "aux_coefficient", 0):
         moments["codes"] += held.aux * matrix

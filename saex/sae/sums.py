@@ -1,6 +1,5 @@
 """What codes of any form say of a batch: reconstructions, sums over latents, who fired."""
 
-import math
 from typing import Any
 
 import jax
@@ -16,14 +15,17 @@ PART = 16  # a sum over more than 32 numbers has its terms written out first by 
 
 def over_rows(terms: Shaped[Array, "b n"]) -> Shaped[Array, " n"]:
     """Sums over this device's rows; in parts, see ``PART``."""
-    parts = terms.reshape(-1, math.gcd(len(terms), PART), terms.shape[1])
-    return jnp.sum(jax.lax.optimization_barrier(jnp.sum(parts, axis=1)), axis=0)
+    whole = len(terms) // PART * PART
+    parts = jnp.sum(terms[:whole].reshape(-1, PART, terms.shape[1]), axis=1)
+    total = jnp.sum(jax.lax.optimization_barrier(parts), axis=0)
+    return total + jnp.sum(terms[whole:], axis=0) if whole < len(terms) else total
 
 
-def count(on: Bool[Array, "..."]) -> Int[Array, ""]:
-    """How many are set, below 2^31; in parts, see ``PART``."""
-    parts = on.astype(jnp.int32).reshape(math.gcd(on.size, PART), -1)
-    return jnp.sum(jax.lax.optimization_barrier(jnp.sum(parts, axis=0)))
+def count(on: Bool[Array, "r c"]) -> Int[Array, ""]:
+    """How many are set, below 2^31."""
+    if on.shape[1] == 1 and len(on) % PART == 0:  # lines of one slot
+        on = on.reshape(PART, -1)
+    return jnp.sum(over_rows(on.astype(jnp.int32)))
 
 
 def decode_part(codes: LossCodes, W_dec: Float[Array, "n d"], matmul_dtype: str = "float32") -> Any:

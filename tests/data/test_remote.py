@@ -167,8 +167,8 @@ def test_pauses_between_attempts_grow(flaky, monkeypatch, tmp_path):
     place = store_remote.place("s3://bucket/one/manifest.json")
     assert place.read_bytes()
     pauses = np.diff(flaky.times["/bucket/one/manifest.json"])
-    assert len(pauses) == 4 and pauses[0] > 0.03
-    assert pauses[2:].min() > 1.5 * pauses[:2].mean() and pauses[3] > 3 * pauses[0], pauses
+    assert len(pauses) == 4
+    assert (pauses > 0.03 * 2.0 ** np.arange(4)).all(), pauses  # a busy machine makes them longer
 
 
 def test_a_server_that_keeps_failing_is_an_error_after_some_attempts(flaky, tmp_path):

@@ -154,9 +154,12 @@ def test_what_is_not_finite_has_its_place(impl, n):
 
 
 @pytest.mark.parametrize("impl", runs_here(IMPLS))
-def test_gradients_where_something_is_not_finite(impl):
-    """It shows in its own latents' gradients; where sums are differences, in others' too."""
-    x, b_pre, W_enc, b_enc = not_finite(5, 6, 80)  # on a CPU few latents have matrix products
+@pytest.mark.parametrize("n", [80, 40])
+def test_gradients_where_something_is_not_finite(impl, n):
+    """It shows in its own latents' gradients; where sums are differences, in others' too, and where
+    they are products of matrices, as those of few latents on a CPU.
+    """
+    x, b_pre, W_enc, b_enc = not_finite(5, 6, n)
     dvalues = normal(3, (5, 4))[0]
 
     def through(f):
@@ -165,17 +168,17 @@ def test_gradients_where_something_is_not_finite(impl):
     found = through(lambda W, b: encode_topk(x, b_pre, W, b, 4, "float32", impl)[0])
     _, order = encode_topk(x, b_pre, W_enc, b_enc, 4, "float32", impl)
     slots = [(np.asarray(order)[i, j], i, float(dvalues[i, j])) for i in range(5) for j in range(4)]
-    dW, db = np.zeros((80, 6)), np.zeros(80)
+    dW, db = np.zeros((n, 6)), np.zeros(n)
     with np.errstate(invalid="ignore"):
         for latent, row, dv in slots:
             dW[latent] += dv * (np.asarray(x)[row] - np.asarray(b_pre))
             db[latent] += dv
     for one, other in zip(found, (dW, db)):
         assert not np.isfinite(one[~np.isfinite(other)]).any()
-        if impl != "gpu":
+        if impl != "gpu" and (impl, n) != ("cpu", 40):
             right = np.isfinite(other)
             np.testing.assert_allclose(one[right], other[right], rtol=1e-5, atol=1e-5)
-    assert 0 < np.isnan(dW).any(axis=1).sum() < 80 > np.isinf(dW).any(axis=1).sum() > 0
+    assert 0 < np.isnan(dW).any(axis=1).sum() < n > np.isinf(dW).any(axis=1).sum() > 0
 
 
 @pytest.mark.parametrize("b, rows", [(1, 1), (1024, 1024), (4096, 1024), (1500, 750), (1025, 513)])

@@ -5,12 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saex.kernels import encode_above
+from saex.kernels import encode_above, sparse_decode
 from saex.sae import SAES, exact
 from saex.sae.base import split
 from saex.sharding import MeshConfig, make_mesh, shardings
 
 B, D, N = 64, 16, 128
+
+
+@pytest.fixture(scope="module", autouse=True)
+def wide():
+    """Sparse products as of dictionaries of usual widths: these latents are few."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse_decode.cpu, "NARROW", 0)
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
+
+
 # Latents open in few rows, so that the sizes of rows alone decide how many one needs.
 METHODS = {
     "batch_topk": {"k": 4, "dead_after_tokens": 1},

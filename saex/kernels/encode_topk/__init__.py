@@ -42,7 +42,7 @@ def encode_topk(
 
     p = (x - b_pre) W_enc^T + b_enc; the values are those of p, before any ReLU. The gradient
     reaches only the chosen latents' rows, exactly as through ``top_k(p, k)``, in sums of a fixed
-    order.
+    order (where x is not finite it may reach others, as NaN).
 
     What is not finite is ordered as in ``top_k``: NaN first, which is what a row x with NaN has for
     all latents, and a row with infinity for all whose weight there is 0 or has a partner of the

@@ -9,8 +9,9 @@ dW_dec[i] = sum values[b, j] dy[b]
 dW_enc[i] = sum dz[b, j] (x[b] - b_pre)
 db_enc[i] = sum dz[b, j]
 
-with sums over the slots that hold latent i. Nothing of shape [b, n] or [b, k, d] is made, and the
-sums are taken in a fixed order: the same bits every time.
+with sums over the slots that hold latent i. Nothing of shape [b, k, d] is made, and [b, n] only of
+blocks of rows where latents are few (``sparse_decode.cpu.NARROW``); the sums are taken in a fixed
+order: the same bits every time.
 
 Where rows have different numbers of latents, codes come in lines, as many of a row as it needs.
 """

@@ -1,6 +1,6 @@
-"""The backward pass as XLA on CPU runs it well: loops over the k slots.
+"""The backward pass as XLA on CPU runs it well, by the forms of ``sparse_decode``.
 
-The two scatters are loops of their own, since XLA runs a scatter on one thread and independent
+Where the scatters are loops they are two, since XLA runs a scatter on one thread, and independent
 loops side by side: 55 ms against 80 in one loop, at (4096, 512, 8192), k = 32, on two cores.
 """
 

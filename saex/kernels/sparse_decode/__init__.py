@@ -6,7 +6,8 @@ scatter  dW[i] = sum over (b, j) with indices[b, j] = i of values[b, j] * g[b]  
 sum      s[i] = sum over (b, j) with indices[b, j] = i of values[b, j]           [n]
 
 The first three are each other's gradients, and ``sum`` is that of a look-up (``sparse_take``);
-nothing of shape [b, k, d] or [b, n] is ever held on CPU. Sums over a latent have a fixed order.
+nothing of shape [b, k, d] is ever held on CPU, and [b, n] only of blocks of rows where latents are
+few (``cpu.NARROW``). Sums over a latent have a fixed order.
 """
 
 import functools
@@ -202,26 +203,12 @@ def by_blocks(impl: str | None) -> bool:
     return pick(DECODE, impl) is cpu.decode
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def sum_lines(
-    lines: Float[Array, "v *d"], owner: Int[Array, " v"], b: int, impl: str | None = None
-) -> Float[Array, "b *d"]:
-    """For each of b rows the sum of its lines, numbers or [d], in a fixed order."""
+    lines: Float[Array, "v d"], owner: Int[Array, " v"], b: int, impl: str | None = None
+) -> Float[Array, "b d"]:
+    """For each of b rows the sum of its lines, in a fixed order (no gradient of its own)."""
     used, whose = (owner < b)[:, None], jnp.where(owner < b, owner, 0)[:, None]
-    if lines.ndim == 1:
-        return sparse_sum(jnp.where(used, lines[:, None], 0), whose, b, impl)
     return sparse_scatter(used.astype(lines.dtype), whose, lines, b, impl)
-
-
-def _sum_forward(lines, owner, b, impl):
-    return sum_lines(lines, owner, b, impl), owner
-
-
-def _sum_backward(b, impl, owner, g):
-    return take_lines(g, owner), None
-
-
-sum_lines.defvjp(_sum_forward, _sum_backward)
 
 
 def take_lines(x: Float[Array, "b *d"], owner: Int[Array, " v"]) -> Float[Array, "v *d"]:

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saex.kernels import zeros_as
+from saex.kernels.topk.cpu import block_rows
 
 UNROLL = 32  # slots whose gathers are fused into one loop over the rows
-BLOCK = 1024  # lines, or rows
+BLOCK = 1024  # lines
 # Latents to a slot of a row up to which whole products are faster: a TopK step of 4096 rows with d
 # 256, k 32 takes 0.67 of the time with 512 latents, as long with 768 and 1024, 1.17 with 1536.
 NARROW = 16
@@ -77,7 +78,7 @@ def _scatter_densely(values, indices, g, n):
 def _blocks(*arrays):
     """[b, c] arrays as [m, rows, c], filled up with zeros."""
     b = len(arrays[0])
-    size = min(b, BLOCK)
+    size = block_rows(max(b, 1))
     return tuple(jnp.pad(a, ((0, -b % size), (0, 0))).reshape(-1, size, a.shape[1]) for a in arrays)
 
 
