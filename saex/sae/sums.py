@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from saex.kernels import target
 from saex.kernels.sparse_decode import decode_lines, sparse_decode, sparse_take
 from saex.sae import ops
 from saex.sae.base import DenseCodes, LossCodes, RaggedCodes, mapped
@@ -14,8 +15,10 @@ PART = 16  # a sum over more than 32 numbers has its terms written out first by 
 
 
 def over_rows(terms: Shaped[Array, "b n"]) -> Shaped[Array, " n"]:
-    """Sums over this device's rows; in parts, see ``PART``."""
+    """Sums over this device's rows; on a CPU in parts, see ``PART``."""
     whole = len(terms) // PART * PART
+    if target() != "cpu" or not whole:
+        return jnp.sum(terms, axis=0)
     parts = jnp.sum(terms[:whole].reshape(-1, PART, terms.shape[1]), axis=1)
     total = jnp.sum(jax.lax.optimization_barrier(parts), axis=0)
     return total + jnp.sum(terms[whole:], axis=0) if whole < len(terms) else total
@@ -23,7 +26,7 @@ def over_rows(terms: Shaped[Array, "b n"]) -> Shaped[Array, " n"]:
 
 def count(on: Bool[Array, "r c"]) -> Int[Array, ""]:
     """How many are set, below 2^31."""
-    if on.shape[1] == 1 and len(on) % PART == 0:  # lines of one slot
+    if target() == "cpu" and on.shape[1] == 1 and len(on) % PART == 0:  # lines of one slot
         on = on.reshape(PART, -1)
     return jnp.sum(over_rows(on.astype(jnp.int32)))
 
