@@ -108,7 +108,7 @@ def test_sums_over_lines_are_those_of_dense_codes():
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(1, 5), (7, 3), (24, 4), (64, 2)])
+@pytest.mark.parametrize("shape", [(1, 5), (7, 3), (24, 4), (64, 2), (32, 1), (33, 1)])
 def test_sums_in_parts_miss_nothing(shape):
     x = np.random.default_rng(3).integers(-9, 9, shape)
     np.testing.assert_array_equal(sums.over_rows(jnp.asarray(x)), x.sum(0))

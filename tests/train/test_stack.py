@@ -121,10 +121,10 @@ def test_each_member_is_its_single_run(name, config, alone):
             np.testing.assert_array_equal(losses[m], expected)
             jax.tree.map(np.testing.assert_array_equal, ended[m], arrays)
         np.testing.assert_allclose(losses[m], expected, rtol=1e-5)
-        for key in arrays:
+        for key in members(name)[0][m].specs()["params"]:
             np.testing.assert_allclose(ended[m][key], arrays[key], atol=1e-4, err_msg=key)
     assert len({round(float(loss), 4) for loss in losses[:, -1]}) == len(ended)  # they do differ
-    if name == "batch_topk":
+    if name == "batch_topk" and config.size == 1:  # a device of fewer latents has room for more
         assert ended[0]["fallbacks"] > ended[1]["fallbacks"], "in some step they go different ways"
 
 
