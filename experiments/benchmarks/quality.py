@@ -18,7 +18,8 @@ An environment for it is that of ``quality_topk.py`` with, under the same constr
 ``eai-sparsify==1.3.3 schedulefree natsort simple-parsing accelerate``.
 
 Every finished run is a line in ``--cache``; run again after a stop and it goes on. ``--only`` and
-``--libraries`` do a part; the table is written of what is there. ``--tiny`` shows that all run.
+``--libraries`` do a part; the table is written of what is there. ``--size=wide`` has 16 times the
+latents and tries two rates, those that were best in the full size; ``tiny`` shows that all run.
 """
 
 import argparse
@@ -59,6 +60,9 @@ from saex.evals import Constant, CrossEntropy  # noqa: E402
 MLP = "blocks.1.mlp_in", "blocks.1.mlp_out"
 FULL = Settings(d=256, n=512, l0=32, steps=300, batch=1024, warmup=6, decay=60, dead_after=30_720)
 TINY = Settings(d=256, n=64, l0=8, steps=8, batch=256, warmup=1, decay=2, dead_after=512)
+WIDE = Settings(d=256, n=8192, l0=32, steps=200, batch=2048, warmup=4, decay=40, dead_after=61_440)
+SIZES = {"full": FULL, "wide": WIDE, "tiny": TINY}
+RATES = {"full": slice(None), "wide": slice(1, 3), "tiny": slice(1)}  # of a library's
 SAMPLE_ROWS = 8192
 SCORES = ("fvu", "cosine", "l0", "dead", "loss_recovered", "ce_increase", "seconds")
 
@@ -71,7 +75,8 @@ def main() -> None:
     args = _arguments()
     os.environ.setdefault("TQDM_DISABLE", "1")  # SAELens' bars
     study.compile_once()
-    bench = Bench(TINY if args.tiny else FULL, args.tiny, Cache(pathlib.Path(args.cache)))
+    tiny = args.size == "tiny"
+    bench = Bench(SIZES[args.size], tiny, Cache(pathlib.Path(args.cache)))
     found: dict[str, dict[str, Any]] = {}
     for method in METHODS:
         having = [name for name, library in LIBRARIES.items() if method in library.methods]
@@ -88,13 +93,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=METHODS, choices=METHODS, metavar="METHOD")
     parser.add_argument("--libraries", nargs="+", default=list(LIBRARIES), choices=list(LIBRARIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tiny", action="store_true", help="a few steps of each: no result")
-    parser.add_argument("--cache", help="default: runs/quality.jsonl, tiny: runs/quality_tiny")
-    parser.add_argument("--out", help="default: results/quality, tiny: runs/quality_tiny")
+    parser.add_argument("--size", default="full", choices=list(SIZES), help="tiny: no result")
+    parser.add_argument("--cache", help="default: runs/quality.jsonl or runs/quality_SIZE.jsonl")
+    parser.add_argument("--out", help="default: likewise, in results (tiny: in runs)")
     args = parser.parse_args()
-    tiny = pathlib.Path("runs/quality_tiny")
-    args.cache = args.cache or (f"{tiny}.jsonl" if args.tiny else "runs/quality.jsonl")
-    args.out = args.out or str(tiny if args.tiny else HERE / "results" / "quality")
+    name = "quality" if args.size == "full" else f"quality_{args.size}"
+    args.cache = args.cache or f"runs/{name}.jsonl"
+    folder = pathlib.Path("runs") if args.size == "tiny" else HERE / "results"
+    args.out = args.out or str(folder / name)
     return args
 
 
@@ -108,12 +114,12 @@ def compared(
 
     ``run(value, lr, seed)`` gives scores or raises ``Missing``.
     """
-    rates = LIBRARIES[name].rates(method, s.n)[: 1 if args.tiny else None]
+    rates, tiny = LIBRARIES[name].rates(method, s.n)[RATES[args.size]], args.size == "tiny"
     _, start = setting(method, name, s.l0)
     first, tried = args.seeds[0], {}
     try:
         for lr in rates:
-            tried[lr] = _swept(run, method, name, s, lr, first, [start], 1 if args.tiny else 6)
+            tried[lr] = _swept(run, method, name, s, lr, first, [start], 1 if tiny else 6)
     except Missing:
         return None
     everything = [r for sweep in tried.values() for r in sweep]
