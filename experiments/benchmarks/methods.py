@@ -28,6 +28,7 @@ STORES = {
     **{name: name for name in ("crosscoder", "transcoder", "guided", "gradient_topk")},
     "batch_crosscoder": "crosscoder",
     "multi_layer": "crosscoder",
+    "layer_groups": "crosscoder",
     "skip_transcoder": "transcoder",
     "crosscoder_models": "crosscoder_models",
 }
