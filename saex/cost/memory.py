@@ -42,9 +42,9 @@ class Held:
     member: tuple[int, int]
 
 
-# XLA:CPU of JAX 0.10: two gradients, and Adam's four scalars as matrices, since it fuses the update
-# into the sum of squares behind the decoder's norms.
-CPU = Held(matrices=6, fewer=3, update=8, scores=1, rows=4, member=(6, 3))
+# XLA:CPU of JAX 0.10: two gradients, and Adam's scalars as matrices, since it fuses the update into
+# the sum of squares behind the decoder's norms.
+CPU = Held(matrices=5, fewer=2, update=8, scores=1, rows=3, member=(6, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,8 +267,10 @@ def _sparse(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
     if getattr(sae, "matmul_dtype", "float32") == "bfloat16":
         kept += (matrix + row) // 2  # what the encoder's matmul reads
     slots = 4 * 4 * b * k
-    if n <= NARROW * k:  # a block of codes, or of their gradient
-        kept += 4 * block_rows(b) * n
+    if n <= NARROW * k:  # a block of codes or of their gradient, its product, its rows
+        kept += 4 * block_rows(b) * n + matrix + row
+    if mesh.strategy == "fsdp":  # the scalars are of a part
+        kept -= matrix
     scores = CPU.scores + (0 if by_groups else 1)
     moments = {"selection": kept + slots + scores * 4 * block_rows(b) * n}
     if getattr(sae, "aux_coefficient", 0):

@@ -1,7 +1,8 @@
 """The forms that XLA on CPU runs well (measured; the einsum forms hold [b, k, d] and cost 3x).
 
 decode: an unrolled sum, whose gathers fuse into the adds. dots: a loop over the k slots.
-scatter: a loop of k scatter-adds of [b, d]. The last two, where there are few latents to a slot:
+scatter: slots sorted by latent, and then ``decode``, since a gather runs on all threads and writes
+each sum once, a scatter-add runs on one. The last two, where there are few latents to a slot:
 products of whole matrices, a block of rows at a time. Lines: a block of them at a time, up to the
 last that is used, since what they have in x would be an array several times as large.
 """
@@ -17,8 +18,9 @@ from saex.kernels.topk.cpu import block_rows
 
 UNROLL = 32  # slots whose gathers are fused into one loop over the rows
 BLOCK = 1024  # lines
-# Latents to a slot of a row up to which whole products are faster: a TopK step of 4096 rows with d
-# 256, k 32 takes 0.67 of the time with 512 latents, as long with 768 and 1024, 1.17 with 1536.
+LIST = 16  # slots of a latent that are summed at once, twice as many where latents have that many
+# Latents to a slot of a row up to which whole products are faster: scatters of 4096 rows, d 256 and
+# k 32 take 0.55 of the time with 256 latents, as long with 512, 1.5 with 1024, dots 0.3, 0.5, 0.8.
 NARROW = 16
 
 
@@ -30,9 +32,14 @@ def decode(
     values, indices = jax.lax.optimization_barrier((values, indices))
     y = jnp.zeros((values.shape[0], rows.shape[1]), jnp.float32)
     for start in range(0, values.shape[1], UNROLL):
-        for j in range(start, min(start + UNROLL, values.shape[1])):
-            y = y + values[:, j, None] * rows[indices[:, j]]
-        y = jax.lax.optimization_barrier(y)
+        part = slice(start, start + UNROLL)
+        y = jax.lax.optimization_barrier(_added(y, values[:, part], indices[:, part], rows))
+    return y
+
+
+def _added(y, values, indices, rows):
+    for j in range(values.shape[1]):
+        y = y + values[:, j, None] * rows[indices[:, j]]
     return y
 
 
@@ -48,10 +55,10 @@ def dots(
 def scatter(
     values: Float[Array, "b k"], indices: Int[Array, "b k"], g: Float[Array, "b d"], n: int
 ) -> Float[Array, "n d"]:
-    """One slot of every row at a time."""
+    """By a gather of every latent's rows."""
     if n <= NARROW * indices.shape[1]:
         return _scatter_densely(values, indices, g, n)
-    return _added(zeros_as((n, g.shape[-1]), g), values, indices, g)
+    return _scatter_sorted(values, indices, g, jnp.arange(len(values), dtype=jnp.int32), n)
 
 
 def _dots_densely(indices, g, rows):
@@ -82,12 +89,56 @@ def _blocks(*arrays):
     return tuple(jnp.pad(a, ((0, -b % size), (0, 0))).reshape(-1, size, a.shape[1]) for a in arrays)
 
 
-def _added(total, values, indices, g):
+def _scatter_sorted(values, indices, g, owner, n):
+    """Line r of slots belongs to row ``owner[r]`` of g; slots with an index from n on to none.
+
+    Once sorted a latent's slots follow each other. The first ``size`` of every latent are summed
+    at once; what popular ones have beyond is cut into further lines, which are summed and added.
+    """
+    m, width = indices.size, indices.shape[1]
+    bits = (m - 1).bit_length()
+    if (n - 1).bit_length() + bits > 32:
+        return _scatter_slots(values, indices, g, owner, n)
+    slot = jnp.arange(m, dtype=jnp.uint32).reshape(indices.shape)
+    # latent and slot as one number: sorting pairs takes four times as long
+    keys = jnp.where(indices < n, indices.astype(jnp.uint32) << bits | slot, jnp.uint32(2**32 - 1))
+    keys = jnp.sort(keys.reshape(-1))
+    slots = (keys & (2**bits - 1)).astype(jnp.int32)
+    start = jnp.searchsorted(keys >> bits, jnp.arange(n, dtype=jnp.uint32)).astype(jnp.int32)
+    stop = jnp.append(start[1:], jnp.sum(indices < n, dtype=jnp.int32))
+    size = 2 * LIST if m >= LIST * n else LIST
+
+    def sums(start, stop):
+        at = start[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
+        # beyond a latent's last slot that one again, so that no other's row, which may be NaN, is in
+        slot = slots[jnp.clip(at, 0, stop[:, None] - 1)]
+        v = jnp.where(at < stop[:, None], values.reshape(-1)[slot], 0)
+        v, rows = jax.lax.optimization_barrier((v, owner[slot // width]))  # as in ``decode``
+        y = _added(jnp.zeros((len(v), g.shape[1]), jnp.float32), v, rows, g)
+        return jax.lax.optimization_barrier(jnp.where((start < stop)[:, None], y, 0))
+
+    ends = jnp.cumsum(jnp.maximum(stop - start - 1, 0) // size)  # of each latent's further lines
+    count = max(m // size, 1)
+    line = jnp.arange(count + -count % min(count, BLOCK), dtype=jnp.int32)
+    latent = jnp.searchsorted(ends, line, side="right").astype(jnp.int32)
+    of = jnp.minimum(latent, n - 1)
+    at = start[of] + (line - jnp.append(0, ends)[of] + 1) * size
+
+    def block(total, latent, at, stop):
+        return total.at[latent].add(sums(at, stop), mode="drop")
+
+    return _over_blocks(block, sums(start, stop), latent, n, latent, at, stop[of])
+
+
+def _scatter_slots(values, indices, g, owner, n):
+    """One slot of every line at a time."""
+    g = jax.lax.optimization_barrier(_taken(g, owner))
+
     def add(total, slot):
         v, i = slot
-        return total.at[i].add(v[:, None] * g), None
+        return total.at[i].add(v[:, None] * g, mode="drop"), None
 
-    return jax.lax.scan(add, total, (values.T, indices.T))[0]
+    return jax.lax.scan(add, zeros_as((n, g.shape[-1]), g), (values.T, indices.T))[0]
 
 
 def decode_lines(values, indices, rows, owner, b):
@@ -114,12 +165,8 @@ def dots_lines(indices, g, rows, owner):
 
 def scatter_lines(values, indices, g, owner, n):
     """As ``sparse_decode.scatter_lines``."""
-
-    def block(total, values, indices, owner):
-        return _added(total, values, indices, jax.lax.optimization_barrier(_taken(g, owner)))
-
-    total = zeros_as((n, g.shape[-1]), g)
-    return _over_blocks(block, total, owner, g.shape[0], values, indices, owner)
+    used = owner[:, None] < g.shape[0]
+    return _scatter_sorted(values, jnp.where(used, indices, n), g, owner, n)
 
 
 def _taken(x, owner):
