@@ -1,7 +1,5 @@
 """The definition of the backward pass of an affine encoder and decoder on a given support."""
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -15,14 +13,9 @@ def grads(
     g: Float[Array, "b o"],
     x: Float[Array, "b d"],
     W_dec: Float[Array, "n o"],
-    dots: Callable = reference.dots,
-    scatter: Callable = reference.scatter,
 ) -> tuple[Float[Array, "n o"], Float[Array, "n d"], Float[Array, " n"]]:
-    """dz = (dvalues + <g, W_dec[indices]>) where values != 0; then three sums over each latent.
-
-    ``dots`` and ``scatter`` are those of a backend of ``sparse_decode``.
-    """
+    """dz = (dvalues + <g, W_dec[indices]>) where values != 0; then three sums over each latent."""
     n = W_dec.shape[0]
-    dz = jnp.where(values != 0, dvalues + dots(indices, g, W_dec), 0)
-    db_enc = jnp.zeros((n,), dz.dtype).at[indices.reshape(-1)].add(dz.reshape(-1))
-    return scatter(values, indices, g, n), scatter(dz, indices, x, n), db_enc
+    dz = jnp.where(values != 0, dvalues + reference.dots(indices, g, W_dec), 0)
+    dW_dec, dW_enc = (reference.scatter(*of, n) for of in ((values, indices, g), (dz, indices, x)))
+    return dW_dec, dW_enc, reference.sums(dz, indices, n)

@@ -18,6 +18,7 @@ from saex.kernels.topk.cpu import block_rows
 
 UNROLL = 32  # slots whose gathers are fused into one loop over the rows
 BLOCK = 1024  # lines
+CHUNK = 1 << 17  # slots of lines that are sorted at once
 LIST = 16  # slots of a latent that are summed at once, twice as many where latents have that many
 # Latents to a slot of a row up to which whole products are faster: scatters of 4096 rows, d 256 and
 # k 32 take 0.55 of the time with 256 latents, as long with 512, 1.5 with 1024, dots 0.3, 0.5, 0.8.
@@ -56,9 +57,18 @@ def scatter(
     values: Float[Array, "b k"], indices: Int[Array, "b k"], g: Float[Array, "b d"], n: int
 ) -> Float[Array, "n d"]:
     """By a gather of every latent's rows."""
+    return scatters([(values, g)], indices, n)[0]
+
+
+def scatters(terms, indices, n):
+    """Several of the same slots, each of (values [b, k], g [b, d]), by one sort.
+
+    Slots whose value is 0 in the first are left out of all.
+    """
     if n <= NARROW * indices.shape[1]:
-        return _scatter_densely(values, indices, g, n)
-    return _scatter_sorted(values, indices, g, jnp.arange(len(values), dtype=jnp.int32), n)
+        return [_scatter_densely(values, indices, g, n) for values, g in terms]
+    each = jnp.arange(len(indices), dtype=jnp.int32)
+    return _scatters([(values, g, each) for values, g in terms], indices, n, indices.size)
 
 
 def _dots_densely(indices, g, rows):
@@ -89,56 +99,93 @@ def _blocks(*arrays):
     return tuple(jnp.pad(a, ((0, -b % size), (0, 0))).reshape(-1, size, a.shape[1]) for a in arrays)
 
 
-def _scatter_sorted(values, indices, g, owner, n):
-    """Line r of slots belongs to row ``owner[r]`` of g; slots with an index from n on to none.
+def _scatters(terms, indices, n, most):
+    """See ``scatters_lines``. At most ``most`` slots are sorted at once, up to the last in use.
 
-    Once sorted a latent's slots follow each other. The first ``size`` of every latent are summed
-    at once; what popular ones have beyond is cut into further lines, which are summed and added.
+    Lines have room for several times what they use.
     """
-    m, width = indices.size, indices.shape[1]
+    lines, width = indices.shape
+    most = min(most, 2**32 >> (n - 1).bit_length())  # a slot and its latent are one number
+    part = lines if lines * width <= most else most // width
+    if part * width < n:  # less than one to a latent
+        return [_scatter_slots(values, g, owner, indices, n) for values, g, owner in terms]
+    values, g, owner = terms[0]
+    used = (values != 0) & (owner < len(g))[:, None]
+    totals = tuple(zeros_as((n, g.shape[-1]), g) for _, g, _ in terms)
+    if part == lines:
+        return _add_sorted(totals, terms, indices, used)
+
+    def parts(a):
+        a = jnp.pad(a, ((0, -lines % part), *[(0, 0)] * (a.ndim - 1)))
+        return a.reshape(-1, part, *a.shape[1:])
+
+    indices, used, each = jax.tree.map(parts, (indices, used, [(v, o) for v, _, o in terms]))
+
+    def add(i, totals):
+        mine = [(v[i], g, o[i]) for (v, o), (_, g, _) in zip(each, terms, strict=True)]
+        return _add_sorted(totals, mine, indices[i], used[i])
+
+    last = jnp.max(jnp.where(jnp.any(used, (1, 2)), jnp.arange(1, len(used) + 1), 0))
+    return jax.lax.fori_loop(0, last, add, totals)
+
+
+def _add_sorted(totals, terms, indices, used):
+    """Once sorted a latent's slots follow each other.
+
+    The first ``size`` of every latent are summed at once; what popular ones have beyond is cut into
+    further lines, which are summed and added.
+    """
+    n, m, width = len(totals[0]), indices.size, indices.shape[1]
     bits = (m - 1).bit_length()
-    if (n - 1).bit_length() + bits > 32:
-        return _scatter_slots(values, indices, g, owner, n)
     slot = jnp.arange(m, dtype=jnp.uint32).reshape(indices.shape)
-    # latent and slot as one number: sorting pairs takes four times as long
-    keys = jnp.where(indices < n, indices.astype(jnp.uint32) << bits | slot, jnp.uint32(2**32 - 1))
+    # sorting pairs takes four times as long
+    keys = jnp.where(used, indices.astype(jnp.uint32) << bits | slot, jnp.uint32(2**32 - 1))
     keys = jnp.sort(keys.reshape(-1))
     slots = (keys & (2**bits - 1)).astype(jnp.int32)
     start = jnp.searchsorted(keys >> bits, jnp.arange(n, dtype=jnp.uint32)).astype(jnp.int32)
-    stop = jnp.append(start[1:], jnp.sum(indices < n, dtype=jnp.int32))
+    stop = jnp.append(start[1:], jnp.sum(used, dtype=jnp.int32))
     size = 2 * LIST if m >= LIST * n else LIST
-
-    def sums(start, stop):
-        at = start[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
-        # beyond a latent's last slot that one again, so that no other's row, which may be NaN, is in
-        slot = slots[jnp.clip(at, 0, stop[:, None] - 1)]
-        v = jnp.where(at < stop[:, None], values.reshape(-1)[slot], 0)
-        v, rows = jax.lax.optimization_barrier((v, owner[slot // width]))  # as in ``decode``
-        y = _added(jnp.zeros((len(v), g.shape[1]), jnp.float32), v, rows, g)
-        return jax.lax.optimization_barrier(jnp.where((start < stop)[:, None], y, 0))
-
     ends = jnp.cumsum(jnp.maximum(stop - start - 1, 0) // size)  # of each latent's further lines
     count = max(m // size, 1)
     line = jnp.arange(count + -count % min(count, BLOCK), dtype=jnp.int32)
     latent = jnp.searchsorted(ends, line, side="right").astype(jnp.int32)
     of = jnp.minimum(latent, n - 1)
-    at = start[of] + (line - jnp.append(0, ends)[of] + 1) * size
+    further = start[of] + (line - jnp.append(0, ends)[of] + 1) * size
 
-    def block(total, latent, at, stop):
-        return total.at[latent].add(sums(at, stop), mode="drop")
+    def sums(total, start, stop, values, g, owner):
+        at = start[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
+        # beyond its last slot that one again, so that no other's row, which may be NaN, is in it
+        slot = slots[jnp.clip(at, 0, stop[:, None] - 1)]
+        v = jnp.where(at < stop[:, None], values.reshape(-1)[slot], 0)
+        v, rows = jax.lax.optimization_barrier((v, owner[slot // width]))  # as in ``decode``
+        y = jnp.where((start < stop)[:, None], _added(total, v, rows, g), total)
+        return jax.lax.optimization_barrier(y)
 
-    return _over_blocks(block, sums(start, stop), latent, n, latent, at, stop[of])
+    def added(total, term):
+        def block(total, latent, at, stop):
+            none = jnp.zeros((len(at), total.shape[1]), total.dtype)
+            return total.at[latent].add(sums(none, at, stop, *term), mode="drop")
+
+        total = sums(total, start, stop, *term)
+        return _over_blocks(block, total, latent, n, latent, further, stop[of])
+
+    return tuple(added(total, term) for total, term in zip(totals, terms, strict=True))
 
 
-def _scatter_slots(values, indices, g, owner, n):
+def _scatter_slots(values, g, owner, indices, n):
     """One slot of every line at a time."""
-    g = jax.lax.optimization_barrier(_taken(g, owner))
 
-    def add(total, slot):
-        v, i = slot
-        return total.at[i].add(v[:, None] * g, mode="drop"), None
+    def block(total, values, indices, owner):
+        g_ = jax.lax.optimization_barrier(_taken(g, owner))
 
-    return jax.lax.scan(add, zeros_as((n, g.shape[-1]), g), (values.T, indices.T))[0]
+        def add(total, slot):
+            v, i = slot
+            return total.at[i].add(v[:, None] * g_), None
+
+        return jax.lax.scan(add, total, (values.T, indices.T))[0]
+
+    total = zeros_as((n, g.shape[-1]), g)
+    return _over_blocks(block, total, owner, len(g), values, indices, owner)
 
 
 def decode_lines(values, indices, rows, owner, b):
@@ -165,8 +212,12 @@ def dots_lines(indices, g, rows, owner):
 
 def scatter_lines(values, indices, g, owner, n):
     """As ``sparse_decode.scatter_lines``."""
-    used = owner[:, None] < g.shape[0]
-    return _scatter_sorted(values, jnp.where(used, indices, n), g, owner, n)
+    return scatters_lines([(values, g, owner)], indices, n)[0]
+
+
+def scatters_lines(terms, indices, n):
+    """Several of the same slots, each (values, g, owner); see ``scatters``."""
+    return _scatters(terms, indices, n, CHUNK)
 
 
 def _taken(x, owner):
