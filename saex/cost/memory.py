@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from saex.cost.slots import is_sparse, room, slots
 from saex.kernels.sparse_affine.dead import ROWS, block
-from saex.kernels.sparse_decode.cpu import NARROW
+from saex.kernels.sparse_decode.cpu import NARROW, sorted_at_once
 from saex.kernels.topk.cpu import GROUP, block_rows, by_network
 from saex.sharding import MeshConfig, bytes_per_device
 
@@ -267,9 +267,11 @@ def _sparse(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
     if getattr(sae, "matmul_dtype", "float32") == "bfloat16":
         kept += (matrix + row) // 2  # what the encoder's matmul reads
     slots = 4 * 4 * b * k
-    if n <= NARROW * k:  # a block of codes or of their gradient, its product, its rows
-        kept += 4 * block_rows(b) * n + matrix + row
-    if mesh.strategy == "fsdp":  # the scalars are of a part
+    if narrow := n <= NARROW * k:  # a block of codes, or of their gradient
+        kept += 4 * block_rows(b) * n
+    if narrow or min(b * k, sorted_at_once(n)) < n:  # a sum and its terms before they are added
+        kept += matrix + row
+    elif mesh.strategy == "fsdp":  # the scalars are of a part
         kept -= matrix
     scores = CPU.scores + (0 if by_groups else 1)
     moments = {"selection": kept + slots + scores * 4 * block_rows(b) * n}

@@ -105,7 +105,7 @@ def _scatters(terms, indices, n, most):
     Lines have room for several times what they use.
     """
     lines, width = indices.shape
-    most = min(most, 2**32 >> (n - 1).bit_length())  # a slot and its latent are one number
+    most = min(most, sorted_at_once(n))
     part = lines if lines * width <= most else most // width
     if part * width < n:  # less than one to a latent
         return [_scatter_slots(values, g, owner, indices, n) for values, g, owner in terms]
@@ -127,6 +127,11 @@ def _scatters(terms, indices, n, most):
 
     last = jnp.max(jnp.where(jnp.any(used, (1, 2)), jnp.arange(1, len(used) + 1), 0))
     return jax.lax.fori_loop(0, last, add, totals)
+
+
+def sorted_at_once(n: int) -> int:
+    """How many slots: one of them and its latent are one number of 32 bits."""
+    return 2**32 >> (n - 1).bit_length()
 
 
 def _add_sorted(totals, terms, indices, used):
