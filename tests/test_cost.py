@@ -110,8 +110,8 @@ def test_the_dense_way_is_priced_where_it_is_taken():
         c = cost.step(sae, 4096, ONE, h200)
         assert sum(t.term.flops for t in c.terms) == 10 * 4096 * 768 * sae.n
     assert (
-        cost.step(JumpReLU(768, 1504), 4096, ONE, h200).seconds
-        > cost.step(JumpReLU(768, 1504, capacity=64), 4096, ONE, h200).seconds
+        cost.step(JumpReLU(768, 1008), 4096, ONE, h200).seconds
+        > cost.step(JumpReLU(768, 1008, capacity=64), 4096, ONE, h200).seconds
     )
 
 
@@ -165,7 +165,7 @@ def test_a_device_gathers_its_share_of_the_latents_in_use():
     assert slots(TopK(64, 4096, 32)).used == 32
     split = slots(TopK(64, 4096, 32), model=4)
     assert (split.chosen, split.used) == (32, 8)
-    assert slots(ReLU(64, 1024)).chosen == 0
+    assert slots(ReLU(64, 1008)).chosen == 0
 
 
 def test_rows_of_several_sites_are_examples_of_their_own():
