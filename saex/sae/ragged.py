@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from saex.kernels.encode_above import Above
-from saex.kernels.sparse_decode.cpu import BLOCK  # whole ones cost what is used
+from saex.kernels.sparse_decode.cpu import BLOCK  # of whole ones only those in use are gone over
 from saex.sae.base import RaggedCodes, SparseCodes
 
 # Slots of a line, one for each row and others as its latents ask. Short ones waste fewer slots and

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from saex.kernels.sparse_affine import cpu as affine
+from saex.kernels.sparse_affine import reference
 from saex.kernels.sparse_decode import cpu
 
 CASES = {  # rows, slots of each, latents, slots to be sorted at once
@@ -14,6 +16,7 @@ CASES = {  # rows, slots of each, latents, slots to be sorted at once
     "more lines than a block": (5000, 8, 16, 2**32),
     "32 bits, all of them in use": (2**11, 2**5, 2**16, 2**32),
     "in parts, the last not whole": (90, 5, 20, 128),
+    "one latent": (7, 2, 1, 2**32),
     "fewer slots than latents": (5, 3, 100, 2**32),
     "too many latents to sort": (2**11, 2**5, 2**16 + 1, 2**32),
 }
@@ -45,6 +48,39 @@ def test_sums_are_exact(name, spread):
         of = np.minimum(whose, b - 1)
         np.add.at(wanted, indices, v[:, :, None] * rows[of][:, None])
         np.testing.assert_array_equal(one, wanted)
+
+
+@pytest.mark.parametrize("rows", [0, 8, 64])
+@pytest.mark.parametrize("most", [2**32, 64])
+def test_lines_at_the_end_may_be_nobody_s(rows, most):
+    """Of 64 lines; none in use, some, all."""
+    rng = np.random.default_rng(1)
+    owner = np.where(np.arange(64) < rows, np.arange(64), 64).astype(np.int32)
+    values = rng.integers(1, 4, size=(64, 2)).astype(np.float32)
+    indices = rng.integers(0, 12, size=(64, 2)).astype(np.int32)
+    g = np.arange(64, dtype=np.float32)[:, None]
+    wanted = np.zeros((12, 1), np.float32)
+    np.add.at(wanted, indices[:rows], (values * g)[:rows, :, None])
+    got = jax.jit(cpu._scatters, static_argnums=(2, 3))([(values, g, owner)], indices, 12, most)
+    np.testing.assert_array_equal(got[0], wanted)
+
+
+def test_no_rows_sum_to_0():
+    assert not np.any(cpu.scatter(jnp.ones((0, 2)), jnp.zeros((0, 2), int), jnp.ones((0, 3)), 5))
+
+
+@pytest.mark.parametrize("n", [16, 200])
+def test_the_backward_pass_of_rows_is_that_of_the_definition(n, monkeypatch):
+    """By matrix products, and sorted."""
+    monkeypatch.undo()
+    rng = np.random.default_rng(2)
+    values, dvalues = (jnp.asarray(rng.normal(size=(70, 3)), jnp.float32) for _ in range(2))
+    values = values.at[::5, 1].set(0)
+    indices = jnp.asarray([rng.permutation(n)[:3] for _ in range(70)], jnp.int32)
+    g, x, W_dec = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((70, 4), (70, 6), (n, 4)))
+    args = values, dvalues, indices, g, x, W_dec
+    for one, two in zip(affine.grads(*args), reference.grads(*args), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
 
 
 def test_a_slot_that_is_not_in_use_gets_no_row_that_is_not_finite():

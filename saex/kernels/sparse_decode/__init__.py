@@ -67,8 +67,8 @@ def sparse_decode(
 
     A slot of value 0 adds nothing, whatever its index, as long as the row that it names is finite:
     0 times infinity is NaN, except on TPU, which reads no such row. A value or row in use that is
-    NaN or infinite is so in y (and in the gradients, where a row of g that is not finite may make
-    other latents' NaN as well). Reverse-mode differentiable in values and rows.
+    NaN or infinite is so in y, and is not finite in the gradients, where a row of g that is not
+    finite may make other latents' NaN as well. Reverse-mode differentiable in values and rows.
 
     Raises:
       ValueError: an unknown ``impl``.
@@ -97,7 +97,10 @@ def sparse_scatter(
     n: int,
     impl: str | None = None,
 ) -> Float[Array, "n d"]:
-    """The transpose of ``sparse_decode`` in its rows (no gradient of its own is defined)."""
+    """The transpose of ``sparse_decode`` in its rows (no gradient of its own is defined).
+
+    Indices are below n and not negative.
+    """
     return pick(SCATTER, impl)(values, indices, g, n)
 
 

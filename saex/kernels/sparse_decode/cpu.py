@@ -1,10 +1,11 @@
 """The forms that XLA on CPU runs well (measured; the einsum forms hold [b, k, d] and cost 3x).
 
 decode: an unrolled sum, whose gathers fuse into the adds. dots: a loop over the k slots.
-scatter: slots sorted by latent, and then ``decode``, since a gather runs on all threads and writes
-each sum once, a scatter-add runs on one. The last two, where there are few latents to a slot:
-products of whole matrices, a block of rows at a time. Lines: a block of them at a time, up to the
-last that is used, since what they have in x would be an array several times as large.
+scatter: slots sorted by latent, and then sums of gathered rows, since a gather runs on all threads
+and writes each sum once, a scatter-add runs on one; that is for less than a slot to a latent, where
+most sums would be empty. The last two, where there are few latents to a slot: products of whole
+matrices, a block of rows at a time. Lines: some at a time (``BLOCK``, ``CHUNK``), up to the last
+that is used, since what they have in x would be an array several times as large.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from saex.kernels.topk.cpu import block_rows
 UNROLL = 32  # slots whose gathers are fused into one loop over the rows
 BLOCK = 1024  # lines
 CHUNK = 1 << 17  # slots of lines that are sorted at once
-LIST = 16  # slots of a latent that are summed at once, twice as many where latents have that many
+LIST = 16  # slots of a latent that are summed at once, twice as many where that is their mean
 # Latents to a slot of a row up to which whole products are faster: scatters of 4096 rows, d 256 and
 # k 32 take 0.55 of the time with 256 latents, as long with 512, 1.5 with 1024, dots 0.3, 0.5, 0.8.
 NARROW = 16
@@ -56,14 +57,14 @@ def dots(
 def scatter(
     values: Float[Array, "b k"], indices: Int[Array, "b k"], g: Float[Array, "b d"], n: int
 ) -> Float[Array, "n d"]:
-    """By a gather of every latent's rows."""
+    """One of ``scatters``."""
     return scatters([(values, g)], indices, n)[0]
 
 
 def scatters(terms, indices, n):
-    """Several of the same slots, each of (values [b, k], g [b, d]), by one sort.
+    """[n, d] for each of (values [b, k], g [b, d]), of the same slots, which are sorted once.
 
-    Slots whose value is 0 in the first are left out of all.
+    Where the first's value is 0 the others' are 0 too: such slots may be left out.
     """
     if n <= NARROW * indices.shape[1]:
         return [_scatter_densely(values, indices, g, n) for values, g in terms]
@@ -100,17 +101,14 @@ def _blocks(*arrays):
 
 
 def _scatters(terms, indices, n, most):
-    """See ``scatters_lines``. At most ``most`` slots are sorted at once, up to the last in use.
-
-    Lines have room for several times what they use.
-    """
+    """Sums of (values, g, owner) each, at most ``most`` slots at once, up to the last in use."""
     lines, width = indices.shape
     most = min(most, sorted_at_once(n))
-    part = lines if lines * width <= most else most // width
-    if part * width < n:  # less than one to a latent
+    if min(most, lines * width) < max(n, width):
         return [_scatter_slots(values, g, owner, indices, n) for values, g, owner in terms]
     values, g, owner = terms[0]
-    used = (values != 0) & (owner < len(g))[:, None]
+    used = (values != 0) & (owner < len(g))[:, None] & (indices >= 0) & (indices < n)
+    part = lines if lines * width <= most else most // width
     totals = tuple(zeros_as((n, g.shape[-1]), g) for _, g, _ in terms)
     if part == lines:
         return _add_sorted(totals, terms, indices, used)
@@ -146,7 +144,7 @@ def _add_sorted(totals, terms, indices, used):
     # sorting pairs takes four times as long
     keys = jnp.where(used, indices.astype(jnp.uint32) << bits | slot, jnp.uint32(2**32 - 1))
     keys = jnp.sort(keys.reshape(-1))
-    slots = (keys & (2**bits - 1)).astype(jnp.int32)
+    slots = jnp.minimum((keys & (2**bits - 1)).astype(jnp.int32), m - 1)
     start = jnp.searchsorted(keys >> bits, jnp.arange(n, dtype=jnp.uint32)).astype(jnp.int32)
     stop = jnp.append(start[1:], jnp.sum(used, dtype=jnp.int32))
     size = 2 * LIST if m >= LIST * n else LIST
@@ -162,7 +160,8 @@ def _add_sorted(totals, terms, indices, used):
         # beyond its last slot that one again, so that no other's row, which may be NaN, is in it
         slot = slots[jnp.clip(at, 0, stop[:, None] - 1)]
         v = jnp.where(at < stop[:, None], values.reshape(-1)[slot], 0)
-        v, rows = jax.lax.optimization_barrier((v, owner[slot // width]))  # as in ``decode``
+        v, rows = v.astype(total.dtype), owner[slot // width]
+        v, rows = jax.lax.optimization_barrier((v, rows))  # as in ``decode``
         y = jnp.where((start < stop)[:, None], _added(total, v, rows, g), total)
         return jax.lax.optimization_barrier(y)
 
@@ -221,7 +220,7 @@ def scatter_lines(values, indices, g, owner, n):
 
 
 def scatters_lines(terms, indices, n):
-    """Several of the same slots, each (values, g, owner); see ``scatters``."""
+    """``scatters`` of lines: each of (values [v, s], g [b, d], owner [v])."""
     return _scatters(terms, indices, n, CHUNK)
 
 
@@ -232,6 +231,8 @@ def _taken(x, owner):
 def _over_blocks(step: Callable, carry: jax.Array, owner: jax.Array, b: int, *arrays) -> jax.Array:
     """``step(carry, *arrays)`` for blocks of lines, up to the last line that is somebody's."""
     lines = owner.shape[0]
+    if not lines:
+        return carry
     size = BLOCK if lines % BLOCK == 0 else lines
     used = (jnp.sum(owner < b, dtype=jnp.int32) + size - 1) // size
 
