@@ -7,7 +7,7 @@ the report's densities, which should lie below a ladder from 10% down.
 
 The quickstart's model, text and rows: after one run ``--config.store=runs/group_bias/store``
 serves the others of this folder. ``:one`` is one group with one target (BA). Hardware: 2 CPU
-cores. 51 s, without harvest.
+cores. 40 s, without harvest.
 Expected: FVU 0.214 at L0 34.0, 0.8% of the latents dead on held-out rows.
 """
 

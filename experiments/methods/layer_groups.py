@@ -13,7 +13,8 @@ experiments/reproductions/layer_groups.py). For another model ``angular_distance
 
 Harvests the sites of the group into a store of its own (rows as the quickstart's; a batch of 1024
 rows has 2048 examples); ``--config.store=`` that of experiments/methods/multi_layer.py, which has
-all three, serves as well. Hardware: 2 CPU cores.
+all three, serves as well. Hardware: 2 CPU cores. 49 s, without harvest.
+Expected: FVU 0.096 at L0 32.0, 0.05% of the latents dead on held-out rows.
 """
 
 from ml_collections import ConfigDict
