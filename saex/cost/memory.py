@@ -269,7 +269,7 @@ def _sparse(sae: Any, b: int, mesh: MeshConfig) -> dict[str, int]:
     slots = 4 * 4 * b * k
     if narrow := n <= NARROW * k:  # a block of codes, or of their gradient
         kept += 4 * block_rows(b) * n
-    if narrow or min(b * k, sorted_at_once(n)) < n:  # a sum and its terms before they are added
+    if narrow or not sorted_at_once(b * k, n):  # a sum and its terms before they are added
         kept += matrix + row
     elif mesh.strategy == "fsdp":  # the scalars are of a part
         kept -= matrix

@@ -2,10 +2,10 @@
 
 decode: an unrolled sum, whose gathers fuse into the adds. dots: a loop over the k slots.
 scatter: slots sorted by latent, and then sums of gathered rows, since a gather runs on all threads
-and writes each sum once, a scatter-add runs on one; that is for less than a slot to a latent, where
-most sums would be empty. The last two, where there are few latents to a slot: products of whole
-matrices, a block of rows at a time. Lines: some at a time (``BLOCK``, ``CHUNK``), up to the last
-that is used, since what they have in x would be an array several times as large.
+and writes each sum once, a scatter-add runs on one. With less than a slot to a latent, where most
+sums would be empty: a loop of scatter-adds. The last two, where there are few latents to a slot:
+products of whole matrices, a block of rows at a time. Lines: some at a time (``BLOCK``, ``CHUNK``),
+up to the last that is used, since what they have in x would be an array several times as large.
 """
 
 from collections.abc import Callable
@@ -103,12 +103,12 @@ def _blocks(*arrays):
 def _scatters(terms, indices, n, most):
     """Sums of (values, g, owner) each, at most ``most`` slots at once, up to the last in use."""
     lines, width = indices.shape
-    most = min(most, sorted_at_once(n))
-    if min(most, lines * width) < max(n, width):
+    at_once = sorted_at_once(min(most, lines * width), n)
+    if at_once < width:
         return [_scatter_slots(values, g, owner, indices, n) for values, g, owner in terms]
     values, g, owner = terms[0]
     used = (values != 0) & (owner < len(g))[:, None] & (indices >= 0) & (indices < n)
-    part = lines if lines * width <= most else most // width
+    part = lines if lines * width == at_once else at_once // width
     totals = tuple(zeros_as((n, g.shape[-1]), g) for _, g, _ in terms)
     if part == lines:
         return _add_sorted(totals, terms, indices, used)
@@ -127,9 +127,10 @@ def _scatters(terms, indices, n, most):
     return jax.lax.fori_loop(0, last, add, totals)
 
 
-def sorted_at_once(n: int) -> int:
-    """How many slots: one of them and its latent are one number of 32 bits."""
-    return 2**32 >> (n - 1).bit_length()
+def sorted_at_once(slots: int, n: int) -> int:
+    """How many of them; 0: none, since there is less than one to a latent."""
+    most = min(slots, 2**32 >> (n - 1).bit_length())  # a slot and its latent are one number
+    return most if most >= n else 0
 
 
 def _add_sorted(totals, terms, indices, used):
