@@ -20,14 +20,15 @@ Expected: FVU 0.096 at L0 32.0, 0.05% of the latents dead on held-out rows.
 from ml_collections import ConfigDict
 
 GROUPS = {"first": (0,), "others": (1, 2)}
+SAES = {name: {"k": 32, "sites": len(group)} for name, group in GROUPS.items()}
 
 
 def get_config(arg: str = "others") -> ConfigDict:
     group = GROUPS[arg]
-    sae = {"name": "multi_layer", "d_in": 256, "n": 2048, "k": 32, "sites": len(group)}
+    sae = {"name": "multi_layer", "d_in": 256, "n": 2048, "dead_after_tokens": 100_000}
     return ConfigDict(
         {
-            "sae": {**sae, "dead_after_tokens": 100_000},
+            "sae": {**sae, **SAES[arg]},
             "site": "+".join(f"blocks.{i}.resid_post" for i in group),
             "steps": 300,
             "harvest": {"rows": 600_000, "heldout_rows": 210_000},
