@@ -18,6 +18,8 @@ SHAPES = {  # b, d, n, and the shares of latents above in most rows and in a few
     "few latents": (9, 3, 7, 0.3, 1.0),
 }
 
+compiled = jax.jit(encode_above, static_argnums=(5, 6, 7))
+
 
 def case(name):
     """(x, b_pre, W_enc, b_enc, least) and numpy's scores; every 11th row needs more."""
@@ -65,7 +67,7 @@ def test_all_that_is_above_is_found(name, impl):
     (b, _), n = args[0].shape, args[2].shape[0]
     p = np.asarray(pre_activations(*args[:4]))
     wanted = np.where(p > np.asarray(args[4]), p, -np.inf)
-    above = jax.jit(encode_above, static_argnums=(5, 6, 7))(*args, n // 2, "float32", impl)
+    above = compiled(*args, n // 2, "float32", impl)
     assert above.whole
     np.testing.assert_allclose(found(above, b, n), wanted, atol=1e-5)
 
@@ -76,7 +78,7 @@ def test_what_has_no_room_is_told(impl):
     b, n = args[0].shape[0], args[2].shape[0]
     count = int(np.sum(np.asarray(pre_activations(*args[:4])) > np.asarray(args[4])))
     for room in (-(-count // b), count // b - 1, n):
-        above = encode_above(*args, room, "float32", impl)
+        above = compiled(*args, room, "float32", impl)
         assert bool(above.whole) == (room * b >= count) or impl == "tpu"  # by whole lines
         if above.whole:
             assert (found(above, b, n) > -np.inf).sum() == count
@@ -87,9 +89,9 @@ def test_what_has_no_room_is_told(impl):
 @pytest.mark.parametrize("impl", IMPLS)
 def test_nothing_is_above_and_what_is_not_a_number_is_found(impl):
     x, b_pre, W, b_enc, least = case("even")
-    none = encode_above(x, b_pre, W, b_enc - 1e6, least, 4, "float32", impl)
+    none = compiled(x, b_pre, W, b_enc - 1e6, least, 4, "float32", impl)
     assert none.whole and (none.values == -jnp.inf).all() and (none.rows == len(x)).all()
-    bad = encode_above(x.at[3].set(jnp.nan), b_pre, W, b_enc - 1e6, least, 8, "float32", impl)
+    bad = compiled(x.at[3].set(jnp.nan), b_pre, W, b_enc - 1e6, least, 8, "float32", impl)
     assert bad.whole and np.isnan(found(bad, *(len(a) for a in (x, W)))[3]).all()
 
 
@@ -100,7 +102,7 @@ def test_more_wide_rows_than_there_is_room_for_are_told():
     for rows in (3, 4):
         few = jnp.where(jnp.arange(len(x)) < rows, 0.0, -2e6)[:, None]
         moved = jnp.concatenate([x, few], axis=1), jnp.append(b_pre, 0), jnp.c_[W, jnp.ones(len(W))]
-        above = encode_above(*moved, b_enc, least, 8, "float32", "tpu")
+        above = compiled(*moved, b_enc, least, 8, "float32", "tpu")
         assert bool(above.whole) == (rows == 3)
         if above.whole:
             p = np.asarray(pre_activations(*moved, b_enc))
@@ -136,18 +138,21 @@ def test_lines_are_summed_for_their_rows(impl, block, monkeypatch):
     f = np.zeros((7, len(W)))
     np.add.at(f, (WHOSE[:, None], np.asarray(indices)), np.asarray(values))
     whose = jnp.asarray(WHOSE)
-    y, pull = jax.vjp(lambda v, W: decode_lines(v, indices, W, whose, 6, impl), values, W)
+
+    @jax.jit
+    def ours(values, W):
+        y, pull = jax.vjp(lambda v, W: decode_lines(v, indices, W, whose, 6, impl), values, W)
+        dots = dots_lines(indices, g, W, whose, impl)
+        return y, *pull(g), dots, scatter_lines(values, indices, g, whose, len(W), impl)
+
+    y, dvalues, dW, dots, scattered = ours(values, W)
     np.testing.assert_allclose(y, f[:6] @ W, atol=1e-5)
-    dvalues, dW = pull(g)
     np.testing.assert_allclose(dW, f[:6].T @ g, atol=1e-5)
     used = (WHOSE < 6)[:, None]
     wanted = np.take_along_axis(np.r_[g, g[:1]][WHOSE] @ W.T, np.asarray(indices), axis=1)
     np.testing.assert_allclose(np.where(used, dvalues, 0), np.where(used, wanted, 0), atol=1e-5)
-    dots = dots_lines(indices, g, W, jnp.asarray(WHOSE), impl)
     np.testing.assert_allclose(np.where(used, dots, 0), np.where(used, wanted, 0), atol=1e-5)
-    np.testing.assert_allclose(
-        scatter_lines(values, indices, g, jnp.asarray(WHOSE), len(W), impl), f[:6].T @ g, atol=1e-5
-    )
+    np.testing.assert_allclose(scattered, f[:6].T @ g, atol=1e-5)
 
 
 @pytest.mark.parametrize("levels", [1, 2])
@@ -173,7 +178,8 @@ def test_sparse_affine_of_lines_has_the_gradients_of_the_dense_form(impl, levels
         v, y = sparse_affine(*weights, values, indices, impl, whose, levels)
         return jnp.sum(v * a * on) + jnp.sum(jnp.cos(y) * c)
 
-    (one, got), (two, wanted) = (jax.value_and_grad(f, range(5))(*weights) for f in (ours, plain))
+    both = (jax.jit(jax.value_and_grad(f, range(5)))(*weights) for f in (ours, plain))
+    (one, got), (two, wanted) = both
     np.testing.assert_allclose(one, two, rtol=1e-5)
     for g, w in zip(got, wanted, strict=True):
         np.testing.assert_allclose(g, w, atol=1e-4)
@@ -192,6 +198,6 @@ def test_chosen_scores_of_lines_have_the_encoder_s_gradient():
     def ours(*weights):
         return jnp.sum(chosen_scores(*weights, values, indices, jnp.asarray(WHOSE)) * through)
 
-    wanted, got = (jax.grad(f, argnums=range(4))(x, b_pre, W, b_enc) for f in (plain, ours))
+    wanted, got = (jax.jit(jax.grad(f, range(4)))(x, b_pre, W, b_enc) for f in (plain, ours))
     for one, other in zip(got, wanted):
         np.testing.assert_allclose(one, other, atol=1e-4)

@@ -1,5 +1,7 @@
 """What is found sparsely, or all densely: one loss and one gradient, on every mesh."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,16 +61,22 @@ def start(sae, batch):
     return params, stats
 
 
+@functools.cache
+def compiled(sae):
+    """One program for all that a test changes: numbers of every kind are its arguments."""
+
+    def loss(trained, frozen, stats, batch, hyper):
+        args = {**trained, **frozen}, stats, batch, jax.random.key(2), jnp.int32(50), hyper
+        return sae.loss(*args)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
 def loss_of(sae, params, stats, batch, **hyper):
     """(loss, gradients by name, Out)."""
     trained, frozen = split(params, sae.specs()["params"])
     hyper = {k: jnp.float32(v) for k, v in {**sae.hyper(), "steps": 100, **hyper}.items()}
-
-    def loss(trained):
-        args = {**trained, **frozen}, stats, batch, jax.random.key(2), jnp.int32(50), hyper
-        return sae.loss(*args)
-
-    (value, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained)
+    (value, out), grads = compiled(sae)(trained, frozen, stats, batch, hyper)
     return jax.device_get((value, grads, out))
 
 
@@ -84,6 +92,7 @@ def assert_same(found, wanted):
         np.testing.assert_allclose(found[2].metrics[name], wanted[2].metrics[name], rtol=1e-4)
 
 
+@functools.cache
 def dense_one(name, wide):
     """(rows, params, stats, loss and gradients) of the method, densely."""
     sae = made(name, 0)

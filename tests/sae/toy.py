@@ -1,5 +1,7 @@
 """Sparse sums of random directions: data whose dictionary is known."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,15 +35,28 @@ def columns(sae, x, seed):
     return {name: made[name]() for name in sae.columns}
 
 
+@functools.cache
+def _compiled(sae):
+    """One program for a dictionary, whatever its numbers."""
+
+    def loss(params, stats, x, hyper):
+        return sae.loss(params, stats, {"x": x}, None, jnp.int32(0), hyper)
+
+    return jax.jit(loss)
+
+
 def loss_of(sae, params, stats, x, **hyper):
     """(loss, Out) of one batch of rows at step 0."""
-    hyper = {**sae.hyper(), **hyper}
-    return sae.loss(params, stats, {"x": jnp.asarray(x)}, None, jnp.int32(0), hyper)
+    return _compiled(sae)(params, stats, jnp.asarray(x), {**sae.hyper(), **hyper})
 
 
 def grads_of(loss_of, sae, params, stats, *args, **kwargs):
     """Gradients in params of a ``loss_of``."""
-    return jax.grad(lambda p: loss_of(sae, p, stats, *args, **kwargs)[0])(params)
+
+    def loss(params):
+        return loss_of(sae, params, stats, *args, **kwargs)[0]
+
+    return jax.jit(jax.grad(loss))(params)
 
 
 def fit(

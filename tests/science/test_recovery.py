@@ -14,7 +14,7 @@ from saex.sharding import MeshConfig, make_mesh
 from saex.train.optim import Optim
 from tests.sae import toy
 
-FEATURES, D, ACTIVE, STEPS, ROWS = 128, 64, 3, 600, 1024
+FEATURES, D, ACTIVE, STEPS, ROWS = 128, 64, 3, 300, 1024
 
 
 class EncoderStopped(TopK):
