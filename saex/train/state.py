@@ -59,7 +59,7 @@ def initial(sae: Any, tx: Any, mesh: Any, strategy: str) -> Callable[[jax.Array,
         make = in_parts(make, axes=tuple(mesh.axis_names), out_sharding=split_up)
 
     def init(key, sample):
-        params, stats = make(key, sample)
+        params, stats = jax.tree.map(_strong, make(key, sample))
         lay = lambda tree, to: {k: jax.reshard(v, to[k].spec) for k, v in tree.items()}  # noqa: E731
         params, stats = lay(params, where["params"]), lay(stats, where["stats"])
         trainable, _ = split(params, specs["params"])
@@ -67,6 +67,11 @@ def initial(sae: Any, tx: Any, mesh: Any, strategy: str) -> Callable[[jax.Array,
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state, stats)
 
     return init
+
+
+def _strong(leaf: jax.Array) -> jax.Array:
+    """Weakly typed at the start (a Python number's), an array makes the step compile once more."""
+    return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
 def _largest(specs: Any) -> int:

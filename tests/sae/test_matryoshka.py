@@ -63,16 +63,6 @@ def test_the_loss_is_the_mean_over_prefixes(capacity):
     np.testing.assert_allclose(out.reconstruction, y, atol=1e-5)
 
 
-def test_both_ways_have_the_same_gradients():
-    x, grads = sample(), []
-    for capacity in (N, 0):
-        sae, params, stats = made(capacity=capacity, dead_after_tokens=1)
-        stats["since_fired"] = stats["since_fired"].at[::3].set(10**6)
-        grads.append(toy.grads_of(loss_of, sae, params, stats, x))
-    for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
-        np.testing.assert_allclose(grads[0][name], grads[1][name], atol=1e-5, err_msg=name)
-
-
 def test_one_group_is_batch_topk():
     x, (sae, params, stats) = sample(), made(fractions=(1.0,))
     plain = BatchTopK(D, N, K)
